@@ -1,0 +1,1 @@
+"""Experiments: each assembles the parts of medtl_jax and runs them."""

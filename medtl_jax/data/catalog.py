@@ -1,0 +1,69 @@
+"""What a data set is: its specification, its splits, and the sets known by name."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What is known about a data set before any model sees it.
+
+    Attributes:
+      name: as in `config.data.name`, or the folder's or file's own name.
+      task: `"classify"` (one label an image).
+      classes: class names; the index in this tuple is the label.
+      licence: licence of the images, `"unknown"` when nobody said.
+      source: where the data came from (a path, a URL, or the generator).
+      notes: lines about what the reader decided (a validation split made from the
+        training split, 12-bit files rescaled), shown to the user and in the report.
+    """
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+    licence: str = "unknown"
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of one split, decoded and resized, in memory.
+
+    Attributes:
+      images: uint8 `[n, h, w, c]`, c = 1 (grey) or 3 (RGB), h = w = image size.
+      labels: int32 `[n]`, indices into `DataSpec.classes`.
+      ids: str `[n]`, unique over the whole data set.
+      patients: str `[n]`, or None where the set has no patient column.
+      extra: further arrays of length n (the phantom's masks, sizes, boxes, domains).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    patients: np.ndarray | None = None
+    extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A specification and its splits `train`, `val` and `test`."""
+
+    spec: DataSpec
+    splits: dict[str, Split]
+
+    def checksum(self) -> str:
+        """SHA-256 (hex) over ids, labels and pixels of every split, in split-name order."""
+        digest = hashlib.sha256()
+        for name in sorted(self.splits):
+            split = self.splits[name]
+            digest.update(f"{name} {split.images.shape}\n".encode())
+            digest.update("\n".join(split.ids.tolist()).encode())
+            digest.update(np.ascontiguousarray(split.labels, np.int32).tobytes())
+            digest.update(np.ascontiguousarray(split.images))
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Metrics of every task and the uncertainty of each number."""

@@ -1,0 +1,1 @@
+"""Backbones and heads in Flax Linen, and the registry that names them."""

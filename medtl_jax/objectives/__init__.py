@@ -1,0 +1,1 @@
+"""Loss terms with the signature (out, batch, params, anchor) -> (masked sum, count)."""

@@ -1,0 +1,1 @@
+"""Predictions, figures, tables and the one-file HTML report."""

@@ -1,0 +1,1 @@
+"""One train step, the loop around it, checkpoints and devices."""

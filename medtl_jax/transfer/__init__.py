@@ -1,0 +1,1 @@
+"""Transfer: frozen / low / high groups and their optimizers."""

@@ -1,0 +1,1 @@
+"""Pretrained weights: sources, file formats, naming tables and the strict merge."""
