@@ -1,0 +1,80 @@
+"""Every key of the configuration with its default. The studies beside this file override some.
+
+Command: none; use configs/finetune.py or another study.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults."""
+    config = ConfigDict()
+    config.experiment = "finetune"  # finetune | evaluate | predict: a module of experiments/
+    config.seed = 0  # head's init, order of the images, augmentation, dropout
+
+    config.model = ConfigDict()
+    config.model.name = "efficientnet_lite0"
+    config.model.weights = "imagenet"  # imagenet | none | path of a .pth file
+    config.model.image_size = 128  # pixels; images are resized to a square
+    config.model.dropout = 0.2  # before the head
+    config.model.drop_path = 0.0  # of the last block, growing linearly from 0
+    config.model.compute = "float32"  # or bfloat16; parameters and statistics stay float32
+
+    config.data = ConfigDict()
+    config.data.name = "phantom"  # phantom | npz | medmnist/<flag> | folder | csv
+    config.data.dir = ""  # npz, csv: the file. folder: the folder. medmnist: where it lies
+    config.data.batch_size = 32
+    config.data.val_fraction = 0.15  # of train, where a set has no validation split
+    config.data.seed_split = 0  # of that split, and of the phantom
+    config.data.bit_depth = 16  # bits in use in 16-bit image files
+    config.data.csv_path_column = "path"
+    config.data.csv_split_column = "split"
+    config.data.csv_label_column = "label"
+    config.data.csv_patient_column = ""  # keeps patients together; "" = there is none
+    config.data.phantom = ConfigDict()
+    config.data.phantom.train = 900
+    config.data.phantom.val = 200
+    config.data.phantom.test = 400
+    config.data.phantom.domain = "a"  # scanner a, b, or mixed
+
+    # Comma-separated regular expressions over the stages' names: stem, stage1 .. stage7,
+    # features, head. Each stage belongs to exactly one group.
+    config.transfer = ConfigDict()
+    config.transfer.groups = ConfigDict()
+    config.transfer.groups.frozen = "stem,stage[1-3]"
+    config.transfer.groups.low = "stage[4-7],features"
+    config.transfer.groups.high = "head"
+
+    config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw | sgd | rmsprop
+    config.optim.momentum = 0.9  # of sgd and rmsprop
+    config.optim.warmup_epochs = 0.25
+    config.optim.final_fraction = 0.0  # of the learning rate, where the cosine ends
+    for group, rate in (("low", 5e-4), ("high", 2e-3)):
+        config.optim[group] = ConfigDict()
+        config.optim[group].lr = rate
+        config.optim[group].weight_decay = 1e-4
+        config.optim[group].clip = 1.0  # norm of the group's gradient; 0 = off
+
+    config.augment = ConfigDict()  # 0 = off
+    config.augment.flip_horizontal = 0.5  # probability; 0 where left and right matter
+    config.augment.flip_vertical = 0.0  # probability
+    config.augment.shift = 0.0  # at most this fraction of the side
+    config.augment.brightness = 0.0  # at most +- this fraction of the full range
+    config.augment.contrast = 0.0  # factor 1 +- this
+
+    config.train = ConfigDict()
+    config.train.epochs = 5
+    config.train.label_smoothing = 0.0
+    config.train.class_weights = "none"  # or balanced
+    config.train.select = "loss"  # validation value that names the best epoch: loss, auc, accuracy
+    config.train.patience = 0  # stop after this many epochs without a better one; 0 = never
+    config.train.ema = 0.0  # decay of a moving average of the weights to evaluate; 0 = off
+    config.train.devices = 0  # 0 = all of this machine
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 64
+    config.eval.resamples = 2000  # bootstrap draws behind each interval
+    config.eval.run = ""  # evaluate, predict: the run folder with the checkpoint
+    config.eval.splits = "test"  # evaluate: comma-separated
+    return config

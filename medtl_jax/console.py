@@ -1,0 +1,55 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import rich.console
+import rich.progress
+
+Advance = Callable[[int, int, str], None]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Console:
+    """Notes and progress on standard output."""
+
+    def __init__(self) -> None:
+        self._rich = rich.console.Console(highlight=False, markup=False, emoji=False)
+
+    def note(self, text: str) -> None:
+        """Prints one line, above the bar if there is one."""
+        self._rich.print(text, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def progress(self, title: str) -> Iterator[Advance]:
+        """A function `advance(done, total, text)` to be called as the work proceeds."""
+        if not self._rich.is_terminal:
+            yield self._lines(title)
+            return
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[text]}"),
+        )
+        with rich.progress.Progress(*columns, console=self._rich, transient=True) as bar:
+            task = bar.add_task(title, total=None, text="")
+            yield lambda done, total, text="": bar.update(
+                task, completed=done, total=total, text=text
+            )
+
+    def _lines(self, title: str) -> Advance:
+        started = said = time.monotonic()
+
+        def advance(done: int, total: int, text: str = "") -> None:
+            nonlocal said
+            now = time.monotonic()
+            # Short work needs no line; long work says every few seconds that it is alive.
+            if now - said >= _SECONDS_BETWEEN_LINES and done < total:
+                said = now
+                self.note(f"{title}: {done}/{total} after {now - started:.0f} s {text}".rstrip())
+
+        return advance

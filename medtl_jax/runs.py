@@ -1,0 +1,150 @@
+"""The run folder: what is written where, when it may be reused, and what made it."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from typing import Any
+
+import jax
+
+from medtl_jax.errors import UserError
+
+CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+# A config.json is small; a larger one was not written by this program.
+_MOST_BYTES = 1_000_000
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes `value` to `path`, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value in a JSON file of a run folder. UserError where there is none to be had."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} is larger than {_MOST_BYTES} bytes: not written by medtl_jax")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
+
+
+def flat_config(config: dict, prefix: str = "") -> dict[str, Any]:
+    """`{"model.name": ...}` from a nested config."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flat_config(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def default_folder(config: dict) -> pathlib.Path:
+    """`runs/<experiment>-<hash of the config>`: the same command finds its run again."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return pathlib.Path("runs") / f"{config['experiment']}-{digest[:8]}"
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether the run ended: `metrics.json` is the last file that a run writes."""
+    return (folder / METRICS).is_file()
+
+
+def check_folder(folder: pathlib.Path, config: dict) -> None:
+    """UserError if `folder` exists and holds anything but an earlier part of this very run."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--workdir={folder} is a file; name a new folder")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"--workdir={folder} is not empty and no run folder; name a new folder")
+    found, wanted = flat_config(read_json(folder / CONFIG)), flat_config(config)
+    differing = sorted(
+        key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)
+    )
+    if differing:
+        shown = ", ".join(
+            f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)" for key in differing[:3]
+        )
+        raise UserError(
+            f"--workdir={folder} holds a run of another config: {shown}"
+            f"{' and more' if len(differing) > 3 else ''}; name another folder"
+        )
+
+
+def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
+    """Makes the run folder with its config and environment, or checks that it is this run's.
+
+    Called once everything that can be refused has been: a mistake leaves no folder behind. The
+    folder is made aside and renamed, so a run killed here leaves none either.
+
+    Raises:
+      UserError: the folder belongs to another config, or its data or weights have changed.
+    """
+    check_folder(folder, config)
+    if (folder / CONFIG).is_file():
+        earlier = read_json(folder / ENVIRONMENT)
+        for key, what in (("data_sha256", "data"), ("weights_sha256", "weights")):
+            if earlier.get(key) != environment.get(key):
+                raise UserError(
+                    f"--workdir={folder} was begun with other {what} ({key} differs); "
+                    "name another folder"
+                )
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        aside.chmod(0o755)
+        write_json(aside / CONFIG, config)
+        write_json(aside / ENVIRONMENT, environment)
+        aside.replace(folder)
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be made: {error.strerror}") from None
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, devices and the commit, for `environment.json` and the report."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the source tree, `+changes` if it is edited, or the package's version."""
+
+    def git(*arguments: str) -> str:
+        folder = pathlib.Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return f"medtl_jax {importlib.metadata.version('medtl_jax')}"

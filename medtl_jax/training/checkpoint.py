@@ -1,0 +1,99 @@
+"""The last and the best checkpoint of a run, written by orbax in the background."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from medtl_jax.errors import UserError
+
+Tree = Any
+
+
+def _flatten(tree: Tree) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _restore_tree(manager: ocp.CheckpointManager, epoch: int, template: Tree) -> Tree:
+    """The saved tree in the shape of `template`; every name, shape and dtype must agree.
+
+    orbax itself fills what it finds and leaves the rest, so the comparison is made here.
+    """
+    wanted = _flatten(template)
+    metadata = manager.item_metadata(epoch).tree
+    metadata = dict(getattr(metadata, "tree", metadata))
+    problems = [f"{name} is missing" for name in wanted.keys() - metadata.keys()]
+    problems += [f"{name} is not of this model" for name in metadata.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {metadata[name].dtype}{tuple(metadata[name].shape)}, "
+        f"not {leaf.dtype}{tuple(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in metadata
+        and (tuple(metadata[name].shape), metadata[name].dtype) != (tuple(leaf.shape), leaf.dtype)
+    ]
+    if problems:
+        raise UserError(
+            f"checkpoint {manager.directory} does not fit this model and config: "
+            f"{sorted(problems)[0]} ({len(problems)} differences)"
+        )
+    saved = manager.restore(epoch, args=ocp.args.Composite(tree=ocp.args.StandardRestore(wanted)))
+    leaves = [saved.tree[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+class Checkpoints:
+    """`last/` (the whole state and the epoch log) and `best/` (what to evaluate with).
+
+    The best of an epoch is on disk before the last of that epoch is begun, and one older best is
+    kept: whatever moment a run is killed at, the last checkpoint's best epoch is there too.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._last = _manager(folder / "last", keep=1)
+        self._best = _manager(folder / "best", keep=2)
+
+    def save(self, epoch: int, state: Tree, history: list[dict], best: Tree | None) -> None:
+        """Starts writing; `best` is given when this epoch is the best so far."""
+        # The copies keep the buffers alive and unchanged while the next step donates the state.
+        if best is not None:
+            if epoch in self._best.all_steps():
+                self._best.delete(epoch)
+            tree = ocp.args.StandardSave(_flatten(jax.tree.map(jnp.copy, best)))
+            self._best.save(epoch, args=ocp.args.Composite(tree=tree))
+            self._best.wait_until_finished()
+        self._last.save(
+            epoch,
+            args=ocp.args.Composite(
+                tree=ocp.args.StandardSave(_flatten(jax.tree.map(jnp.copy, state))),
+                history=ocp.args.JsonSave({"epochs": history}),
+            ),
+        )
+
+    def restore_last(self, template: Tree) -> tuple[Tree, list[dict]] | None:
+        """`(state, history)` of the last epoch, or None for a run that has none yet."""
+        epoch = self._last.latest_step()
+        if epoch is None:
+            return None
+        saved = self._last.restore(epoch, args=ocp.args.Composite(history=ocp.args.JsonRestore()))
+        return _restore_tree(self._last, epoch, template), saved.history["epochs"]
+
+    def restore_best(self, epoch: int, template: Tree) -> Tree:
+        """The variables `{"params", "batch_stats"}` saved for `epoch`. UserError if absent."""
+        if epoch not in self._best.all_steps():
+            raise UserError(f"{self._best.directory} has no checkpoint of epoch {epoch}")
+        return _restore_tree(self._best, epoch, template)
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._best.close()
+        self._last.close()

@@ -1,0 +1,167 @@
+"""The train state, the one train step and the evaluation step: pure functions to be jitted."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from medtl_jax.augment.policy import Augment
+from medtl_jax.keys import named_key
+from medtl_jax.models.registry import ModelSpec, normalize
+from medtl_jax.objectives.task import LossTerm
+from medtl_jax.transfer.groups import FROZEN, frozen_stages, stop_frozen
+from medtl_jax.transfer.optim import group_norms
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes; saved and restored as a whole.
+
+    Attributes:
+      step: int32, number of updates made.
+      params, batch_stats: of the network.
+      opt_state: of the optimizers of all groups.
+      anchor: the pretrained state that an L_pre term holds on to, or None without such a term.
+      ema: exponential moving average `{"params", "batch_stats"}`, or None when it is off.
+      phase: int32, position in the list of training phases.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    anchor: Tree = None
+    ema: Tree = None
+    phase: jax.Array | int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """What a step is made of and training does not change.
+
+    Attributes:
+      model, spec: the network and what its input is.
+      optimizer: over the whole parameter tree.
+      table: stage -> group, from `groups.assign_stages`.
+      terms: `(factor, term)` pairs whose means are added up to the loss.
+      augment: on the raw image, before normalisation.
+      ema_decay: of the moving average, 0 = off.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    optimizer: optax.GradientTransformation
+    table: Mapping[str, str]
+    terms: tuple[tuple[float, LossTerm], ...]
+    augment: Augment
+    ema_decay: float = 0.0
+
+
+def create_state(variables: Tree, parts: StepParts) -> TrainState:
+    """The state before the first step. The optimizer sees the pretrained values."""
+    ema = jax.tree.map(jnp.copy, dict(variables)) if parts.ema_decay else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=parts.optimizer.init(variables["params"]),
+        ema=ema,
+        phase=jnp.zeros((), jnp.int32),
+    )
+
+
+def evaluation_variables(state: TrainState) -> Tree:
+    """`{"params", "batch_stats"}` to evaluate with: the moving average where there is one."""
+    return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _moving_average(ema: Tree, new: Tree, decay: float, step: jax.Array) -> Tree:
+    # Early on the average would be dominated by the start; this is the usual warm-up of the
+    # decay (Abadi et al. 2015, ExponentialMovingAverage with num_updates).
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, value: old + (1 - decay) * (value - old), ema, new)
+
+
+def train_step(
+    state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, *, parts: StepParts
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after one update, and sums to log: `loss`, `correct`, `count`, gradient norms.
+
+    Args:
+      state: before the update; its buffers may be donated.
+      batch: `image` uint8 `[b, h, w, c]`, `label` int32 `[b]`.
+      key: of the whole run. The step folds its own number in, then a name for each use, so the
+        draws depend on the seed and the step alone.
+      parts: static.
+    """
+    key = jax.random.fold_in(key, state.step)
+    image = normalize(parts.augment(named_key(key, "augment"), batch["image"]), parts.spec)
+    rngs = {"dropout": named_key(key, "dropout")}
+
+    def loss(params):
+        params = stop_frozen(params, parts.table)
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        frozen = frozen_stages(parts.table)
+        (logits, out), updated = parts.model.apply(
+            variables, image, True, frozen, rngs=rngs, mutable=["batch_stats"]
+        )
+        out = {**out, "logits": logits}
+        total = jnp.zeros(())
+        for factor, term in parts.terms:
+            value, count = term(out, batch, params, state.anchor)
+            total = total + factor * value / jnp.maximum(count, 1e-12)
+        return total, (logits, updated["batch_stats"])
+
+    (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
+    params = {
+        # A frozen leaf is passed on as it is: adding an update of 0 would turn -0.0 into 0.0.
+        stage: tree if parts.table[stage] == FROZEN else optax.apply_updates(tree, updates[stage])
+        for stage, tree in state.params.items()
+    }
+    ema = state.ema
+    if parts.ema_decay:
+        new = {"params": params, "batch_stats": batch_stats}
+        ema = _moving_average(ema, new, parts.ema_decay, state.step)
+    size = jnp.float32(logits.shape[0])
+    norms = group_norms(gradients, parts.table)
+    logged = {
+        "loss": value * size,
+        "correct": (logits.argmax(-1) == batch["label"]).sum().astype(jnp.float32),
+        "count": size,
+        **{f"gradient_norm_{group}": norm * size for group, norm in norms.items()},
+    }
+    state = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+    )
+    return state, logged
+
+
+def eval_step(variables: Tree, image: jax.Array, *, model: nn.Module, spec: ModelSpec) -> jax.Array:
+    """float32 logits `[b, classes]` of uint8 images `[b, h, w, c]`, in evaluation mode."""
+    logits, _ = model.apply(variables, normalize(image, spec))
+    return logits
+
+
+def take(data: Mapping[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:
+    """The batch at `indices` `[b]` of device-resident arrays `[n, ...]`."""
+    return {name: array[indices] for name, array in data.items()}
+
+
+def train_epoch(
+    state: TrainState, data: Mapping[str, jax.Array], indices: jax.Array, key: jax.Array, *, parts
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after the steps whose examples are `indices` `[steps, b]`, and summed logs."""
+
+    def body(state, row):
+        return train_step(state, take(data, row), key, parts=parts)
+
+    state, logged = jax.lax.scan(body, state, indices)
+    return state, jax.tree.map(lambda leaf: leaf.sum(0), logged)

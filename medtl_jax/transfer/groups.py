@@ -1,0 +1,82 @@
+"""The one table that says which stage is frozen, which learns slowly and which fast.
+
+It drives the optimizers, the `stop_gradient` on frozen leaves and the batch norms' mode.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+
+from medtl_jax.errors import UserError
+
+FROZEN, LOW, HIGH = "frozen", "low", "high"
+GROUPS = (FROZEN, LOW, HIGH)
+
+
+def assign_stages(stages: tuple[str, ...], groups: Mapping[str, str]) -> dict[str, str]:
+    """`{stage: group}` with every stage in exactly one group.
+
+    Args:
+      stages: top-level names of the parameters, e.g. `("stem", "stage1", ..., "head")`.
+      groups: for each of `frozen`, `low`, `high` comma-separated regular expressions, each
+        matched against a whole stage name.
+
+    Raises:
+      UserError: a pattern is no regular expression or matches nothing, a stage is matched by no
+        group or by two, or nothing is left to train.
+    """
+    found: dict[str, list[str]] = {stage: [] for stage in stages}
+    for group in GROUPS:
+        members = set()
+        for pattern in filter(None, (part.strip() for part in groups[group].split(","))):
+            try:
+                matched = [stage for stage in stages if re.fullmatch(pattern, stage)]
+            except re.error as error:
+                raise UserError(
+                    f"transfer.groups.{group}: {pattern!r} is no regular expression ({error})"
+                ) from None
+            if not matched:
+                raise UserError(
+                    f"transfer.groups.{group}: {pattern!r} matches no stage of the model; "
+                    f"its stages are {', '.join(stages)}"
+                )
+            members.update(matched)
+        for stage in members:
+            found[stage].append(group)
+    twice = [f"{stage} ({' and '.join(names)})" for stage, names in found.items() if len(names) > 1]
+    if twice:
+        raise UserError(f"transfer.groups: in two groups: {', '.join(twice)}; name each stage once")
+    none = [stage for stage, names in found.items() if not names]
+    if none:
+        raise UserError(
+            f"transfer.groups: in no group: {', '.join(none)}; add to frozen, low or high"
+        )
+    table = {stage: names[0] for stage, names in found.items()}
+    if set(table.values()) == {FROZEN}:
+        raise UserError("transfer.groups: every stage is frozen; leave at least the head to train")
+    return table
+
+
+def label_tree(params, table: Mapping[str, str]):
+    """A tree like `params` with each leaf replaced by its group's name."""
+    return {
+        stage: jax.tree.map(lambda _, group=table[stage]: group, tree)
+        for stage, tree in params.items()
+    }
+
+
+def frozen_stages(table: Mapping[str, str]) -> tuple[str, ...]:
+    """The stages whose batch norms keep their statistics, as `apply(frozen=...)` takes them."""
+    return tuple(stage for stage, group in table.items() if group == FROZEN)
+
+
+def stop_frozen(params, table: Mapping[str, str]):
+    """`params` with `stop_gradient` on the frozen leaves.
+
+    XLA then drops their backward pass, even when the gradients' norm is logged.
+    """
+    return {
+        stage: jax.lax.stop_gradient(tree) if table[stage] == FROZEN else tree
+        for stage, tree in params.items()
+    }
