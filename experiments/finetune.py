@@ -1,22 +1,38 @@
 """Fine-tunes a network on a data set and reports on the test split."""
 
+import dataclasses
+
 import jax
 
 from experiments import study
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.augment.policy import make_augment
+from medtl_jax.data.catalog import Dataset
 from medtl_jax.data.loader import steps_per_epoch
-from medtl_jax.errors import UserError
+from medtl_jax.models.registry import model_spec
 from medtl_jax.objectives.task import class_weights, cross_entropy
-from medtl_jax.report.predict import predict_splits, score_splits, write_predictions
+from medtl_jax.report.predict import predict_splits
 from medtl_jax.training.checkpoint import Checkpoints
-from medtl_jax.training.devices import check_batch_size, data_mesh
+from medtl_jax.training.devices import DataMesh, check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
 from medtl_jax.training.loop import LoopSettings, best_epoch, fit
-from medtl_jax.training.step import StepParts, create_state, evaluation_variables
-from medtl_jax.transfer.groups import HIGH, assign_stages, label_tree
-from medtl_jax.transfer.optim import make_optimizer, make_schedules
+from medtl_jax.training.step import StepParts, TrainState, create_state, evaluation_variables
+from medtl_jax.transfer.groups import assign_stages, label_tree
+from medtl_jax.transfer.optim import Schedule, make_optimizer, make_schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that a training needs, checked, before anything is written."""
+
+    dataset: Dataset
+    parts: StepParts
+    state: TrainState
+    schedules: dict[str, Schedule]
+    settings: LoopSettings
+    mesh: DataMesh
+    environment: dict
 
 
 def resolve(config: dict) -> dict:
@@ -33,92 +49,87 @@ def resolve(config: dict) -> dict:
 
 def run(request: Request) -> None:
     """Trains, or continues, the run of `request`; UserError before anything is written."""
-    config, console, folder = request.config, request.console, request.folder
+    config, folder = request.config, request.folder
     runs.check_folder(folder, config)
     if runs.is_finished(folder):
-        console.note(f"{folder} is finished; for another run choose another --workdir")
-        study.say_result(folder, runs.read_json(folder / runs.METRICS), console)
+        request.console.note(f"{folder} is finished; for another run name another --workdir")
+        study.say_result(folder, runs.read_json(folder / runs.METRICS), request.console)
         return
+    prepared = prepare(request)
+    runs.open_folder(folder, config, prepared.environment)
+    train_and_report(request, prepared)
+
+
+def prepare(request: Request) -> Prepared:
+    """Reads data and weights and builds every part; the cheap checks come first."""
+    config, console = request.config, request.console
+    train = config["train"]
     settings = LoopSettings(
-        epochs=config["train"]["epochs"],
+        epochs=train["epochs"],
         batch_size=config["data"]["batch_size"],
-        patience=config["train"]["patience"],
-        select=config["train"]["select"],
+        patience=train["patience"],
+        select=train["select"],
         seed=config["seed"],
     )
-    mesh = data_mesh(config["train"]["devices"])
+    mesh = data_mesh(train["devices"])
     check_batch_size("data.batch_size", settings.batch_size, mesh)
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
-    dataset = study.read_data(config, console)
-    train = dataset.splits["train"]
-    steps = steps_per_epoch(len(train), settings.batch_size)
-    schedules = make_schedules(config["optim"], settings.epochs * steps, steps)
-
-    network, spec = study.make_model(config["model"], len(dataset.spec.classes))
+    spec = model_spec(config["model"]["name"])
     table = assign_stages((*spec.stages, spec.head), config["transfer"]["groups"])
+    dataset = study.read_data(config, console)
+    labels, classes = dataset.splits["train"].labels, dataset.spec.classes
+    steps = steps_per_epoch(len(labels), settings.batch_size)
+    schedules = make_schedules(config["optim"], set(table.values()), settings.epochs * steps, steps)
+    network, spec = study.make_model(config["model"], len(classes))
     variables, report = study.initial_variables(network, spec, config["model"], config["seed"])
-    console.note(str(report) if report else "weights: none, every stage starts at random")
-    if not 0 <= config["train"]["ema"] < 1:
-        raise UserError(f"train.ema={config['train']['ema']} must lie in 0 <= decay < 1")
-    weights = class_weights(
-        train.labels, len(dataset.spec.classes), config["train"]["class_weights"]
-    )
+    console.note(f"weights: {report}" if report else "weights: none, every stage starts at random")
+    weights = class_weights(labels, len(classes), train["class_weights"])
+    tree = label_tree(variables["params"], table)
     parts = StepParts(
         model=network,
         spec=spec,
-        optimizer=make_optimizer(
-            config["optim"], label_tree(variables["params"], table), schedules
-        ),
+        optimizer=make_optimizer(config["optim"], tree, schedules),
         table=table,
-        terms=((1.0, cross_entropy(weights, config["train"]["label_smoothing"])),),
+        terms=((1.0, cross_entropy(weights, train["label_smoothing"])),),
         augment=make_augment(config["augment"]),
-        ema_decay=config["train"]["ema"],
+        ema_decay=train["ema"],
     )
-    state = create_state(variables, parts)
-
-    environment = {
-        **runs.describe_environment(),
-        "data": study.data_card(dataset, config["model"]["image_size"]),
-        "weights": {
-            "name": config["model"]["weights"],
-            "sha256": report.sha256 if report else "",
-            "report": str(report or "no pretrained weights"),
-        },
-    }
-    environment["data_sha256"] = environment["data"]["sha256"]
-    environment["weights_sha256"] = environment["weights"]["sha256"]
-    runs.open_folder(folder, config, environment)
-
-    predict = make_predict(network, spec, mesh, config["eval"]["batch_size"])
-    checkpoints = Checkpoints(folder / "checkpoints")
-    history = fit(
-        state,
-        parts,
-        {name: dataset.splits[name] for name in ("train", "val")},
-        dataset.spec.classes,
-        settings,
-        schedules if _uses_low(table) else {HIGH: schedules[HIGH]},
-        predict,
-        mesh,
-        checkpoints,
-        folder,
-        console,
+    return Prepared(
+        dataset=dataset,
+        parts=parts,
+        state=create_state(variables, parts),
+        schedules=schedules,
+        settings=settings,
+        mesh=mesh,
+        environment=study.describe(
+            config, dataset, study.weights_card(report, config["model"]["weights"])
+        ),
     )
-    chosen = best_epoch(history, settings.select)
-    best = checkpoints.restore_best(chosen, jax.eval_shape(lambda: evaluation_variables(state)))
-    checkpoints.close()
+
+
+def train_and_report(request: Request, prepared: Prepared) -> None:
+    """Runs the epochs, takes the best one, and writes predictions, figures and report."""
+    config, folder, dataset = request.config, request.folder, prepared.dataset
+    parts, settings = prepared.parts, prepared.settings
+    predict = make_predict(parts.model, parts.spec, prepared.mesh, config["eval"]["batch_size"])
+    template = jax.eval_shape(evaluation_variables, prepared.state)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        history = fit(
+            prepared.state,
+            parts,
+            {name: dataset.splits[name] for name in ("train", "val")},
+            dataset.spec.classes,
+            settings,
+            prepared.schedules,
+            predict,
+            prepared.mesh,
+            checkpoints,
+            folder,
+            request.console,
+        )
+        chosen = best_epoch(history, settings.select)
+        best = checkpoints.restore_best(chosen, template)
     predictions = predict_splits(predict, best, dataset, ("val", "test"))
-    write_predictions(folder / "predictions.npz", predictions)
-    metrics = score_splits(
-        predictions,
-        dataset.spec.classes,
-        resamples=config["eval"]["resamples"],
-        seed=config["seed"],
-    )
     history = [{**record, "best": record["epoch"] == chosen} for record in history]
     notes = [f"Epoch {chosen} of {len(history)} chosen by validation {settings.select}."]
-    study.finish(request, dataset, environment, predictions, metrics, history, notes)
-
-
-def _uses_low(table: dict[str, str]) -> bool:
-    return "low" in table.values()
+    study.finish(request, dataset, prepared.environment, predictions, history, notes)

@@ -24,8 +24,10 @@ from medtl_jax.models.registry import (
 )
 from medtl_jax.report import figures
 from medtl_jax.report.html import write_report
-from medtl_jax.report.predict import Predictions
+from medtl_jax.report.predict import Predictions, score_splits, write_predictions
 from medtl_jax.report.tables import metrics_table
+from medtl_jax.training.checkpoint import Checkpoints
+from medtl_jax.training.loop import best_epoch
 from medtl_jax.weights.merge import MergeReport, load_pretrained
 
 _COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -41,15 +43,38 @@ class Request:
     console: Console
 
 
-def read_data(config: dict, console: Console) -> Dataset:
-    """The data set of `config.data` at `config.model.image_size`."""
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """The best checkpoint of a finished or interrupted run, ready to predict.
+
+    Attributes:
+      config: of that run.
+      network, spec, variables: the model.
+      classes: what its outputs stand for.
+      channels: of the images that it was trained on, 1 or 3.
+      epoch: of the checkpoint.
+      report: how the run's own pretrained weights were loaded, as its environment says.
+    """
+
+    config: dict
+    network: nn.Module
+    spec: ModelSpec
+    variables: dict
+    classes: tuple[str, ...]
+    channels: int
+    epoch: int
+    report: dict
+
+
+def read_data(config: dict, console: Console, **choice) -> Dataset:
+    """The data set of `config.data` at `config.model.image_size`; `choice` as `load_dataset`."""
     spec, size = model_spec(config["model"]["name"]), config["model"]["image_size"]
     if not spec.smallest_input <= size <= 1024:
         raise UserError(
             f"model.image_size={size}: {spec.name} takes {spec.smallest_input} to 1024 pixels"
         )
     with console.progress("data") as advance:
-        dataset = load_dataset(config["data"], size, advance)
+        dataset = load_dataset(config["data"], size, advance, **choice)
     counts = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
     classes = ", ".join(dataset.spec.classes)
     console.note(f"data: {dataset.spec.name}: {counts} images; classes {classes}")
@@ -115,6 +140,50 @@ def initial_variables(
     return variables, report
 
 
+def weights_card(report: MergeReport | None, name: str) -> dict:
+    """What the report says of the pretrained weights, JSON-ready."""
+    return {
+        "name": name,
+        "sha256": report.sha256 if report else "",
+        "report": str(report or "no pretrained weights"),
+    }
+
+
+def describe(config: dict, dataset: Dataset, weights: dict) -> dict:
+    """The content of `environment.json`."""
+    data = data_card(dataset, config["model"]["image_size"])
+    return {
+        **runs.describe_environment(),
+        "data": data,
+        "data_sha256": data["sha256"],
+        "weights": weights,
+        "weights_sha256": weights["sha256"],
+    }
+
+
+def open_run(name: str) -> TrainedModel:
+    """The best checkpoint in the run folder `name`. UserError if there is none to be used."""
+    if not name:
+        raise UserError("eval.run is empty: name the run folder whose checkpoint to use")
+    folder = pathlib.Path(name)
+    config, environment = (
+        runs.read_json(folder / runs.CONFIG),
+        runs.read_json(folder / runs.ENVIRONMENT),
+    )
+    try:
+        card = environment["data"]
+        classes, channels = tuple(map(str, card["classes"])), card["channels"]
+        network, spec = make_model(config["model"], len(classes))
+        shapes = variable_shapes(network, config["model"]["image_size"])
+        select, weights = config["train"]["select"], environment["weights"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} was not written by this version: {error!r}") from None
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        epoch = best_epoch(checkpoints.history(), select)
+        variables = checkpoints.restore_best(epoch, shapes)
+    return TrainedModel(config, network, spec, variables, classes, channels, epoch, weights)
+
+
 def draw_figures(dataset: Dataset, predictions: Predictions, split: str, metrics: dict) -> dict:
     """The figures of one split: metrics, confusion, ROC and examples."""
     classes, target, score = dataset.spec.classes, predictions.target, predictions.score
@@ -135,12 +204,18 @@ def finish(
     dataset: Dataset,
     environment: dict,
     predictions: dict[str, Predictions],
-    metrics: dict,
     history: list[dict],
     notes: list[str],
 ) -> None:
-    """Writes figures, `report.html` and, last of all, `metrics.json`; prints the table."""
-    split = "test" if "test" in predictions else next(reversed(predictions))
+    """Writes predictions, figures, report and, last of all, `metrics.json`; prints the table."""
+    write_predictions(request.folder / "predictions.npz", predictions)
+    metrics = score_splits(
+        predictions,
+        dataset.spec.classes,
+        resamples=request.config["eval"]["resamples"],
+        seed=request.config["seed"],
+    )
+    split = _shown(metrics)
     drawn = draw_figures(dataset, predictions[split], split, metrics[split])
     if history:
         drawn["curves"] = figures.curves_figure(history)
@@ -164,6 +239,10 @@ def finish(
 
 def say_result(folder: pathlib.Path, metrics: dict, console: Console) -> None:
     """Prints the table of the last split and where the report is."""
-    split = "test" if "test" in metrics else next(reversed(metrics))
+    split = _shown(metrics)
     console.note(f"\n{split} split\n{metrics_table(metrics[split])}")
     console.note(f"\nreport: {folder / 'report.html'}")
+
+
+def _shown(metrics: dict) -> str:
+    return "test" if "test" in metrics else next(reversed(metrics))

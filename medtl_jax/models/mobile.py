@@ -71,6 +71,7 @@ class EfficientNetLite(nn.Module):
     Attributes:
       num_classes: width of the head.
       stages: the table of blocks.
+      stem_width, top_width: channels of the first convolution and of the last.
       dropout: rate before the head.
       drop_path: rate of the last block; it grows linearly from 0 at the first.
       momentum, eps: of the batch norms.
@@ -79,6 +80,8 @@ class EfficientNetLite(nn.Module):
 
     num_classes: int
     stages: tuple[StageSpec, ...] = LITE0_STAGES
+    stem_width: int = 32
+    top_width: int = 1280
     dropout: float = 0.2
     drop_path: float = 0.0
     momentum: float = 0.99
@@ -102,7 +105,7 @@ class EfficientNetLite(nn.Module):
 
         out = {}
         x = image.astype(self.dtype)
-        x = ConvNormAct(32, 3, 2, **common, name="stem")(x, update=update("stem"))
+        x = ConvNormAct(self.stem_width, 3, 2, **common, name="stem")(x, update=update("stem"))
         out["stem"] = x
         total, done = sum(spec.repeats for spec in self.stages), 0
         for number, spec in enumerate(self.stages, 1):
@@ -111,7 +114,7 @@ class EfficientNetLite(nn.Module):
             done += spec.repeats
             x = Stage(spec, rates, **common, name=name)(x, train=train, update=update(name))
             out[name] = x
-        x = ConvNormAct(1280, **common, name="features")(x, update=update("features"))
+        x = ConvNormAct(self.top_width, **common, name="features")(x, update=update("features"))
         x = x.mean((1, 2), dtype=jnp.float32)
         out["features"] = x
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)

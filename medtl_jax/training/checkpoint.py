@@ -17,11 +17,15 @@ def _flatten(tree: Tree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+def _manager(folder: pathlib.Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    handlers = {"tree": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
 
 def _restore_tree(manager: ocp.CheckpointManager, epoch: int, template: Tree) -> Tree:
@@ -58,9 +62,17 @@ class Checkpoints:
     kept: whatever moment a run is killed at, the last checkpoint's best epoch is there too.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._last = _manager(folder / "last", keep=1)
-        self._best = _manager(folder / "best", keep=2)
+    def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
+        if read_only and not folder.is_dir():
+            raise UserError(f"{folder} does not exist: that run saved no checkpoint")
+        self._last = _manager(folder / "last", 1, read_only)
+        self._best = _manager(folder / "best", 2, read_only)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
     def save(self, epoch: int, state: Tree, history: list[dict], best: Tree | None) -> None:
         """Starts writing; `best` is given when this epoch is the best so far."""
@@ -79,13 +91,23 @@ class Checkpoints:
             ),
         )
 
+    def history(self) -> list[dict]:
+        """The epoch records of the last checkpoint. UserError if there is none."""
+        epoch = self._last.latest_step()
+        if epoch is None:
+            raise UserError(f"{self._last.directory} has no checkpoint: train that run first")
+        return self._history(epoch)
+
+    def _history(self, epoch: int) -> list[dict]:
+        saved = self._last.restore(epoch, args=ocp.args.Composite(history=ocp.args.JsonRestore()))
+        return saved.history["epochs"]
+
     def restore_last(self, template: Tree) -> tuple[Tree, list[dict]] | None:
         """`(state, history)` of the last epoch, or None for a run that has none yet."""
         epoch = self._last.latest_step()
         if epoch is None:
             return None
-        saved = self._last.restore(epoch, args=ocp.args.Composite(history=ocp.args.JsonRestore()))
-        return _restore_tree(self._last, epoch, template), saved.history["epochs"]
+        return _restore_tree(self._last, epoch, template), self._history(epoch)
 
     def restore_best(self, epoch: int, template: Tree) -> Tree:
         """The variables `{"params", "batch_stats"}` saved for `epoch`. UserError if absent."""

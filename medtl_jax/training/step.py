@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from medtl_jax.augment.policy import Augment
+from medtl_jax.errors import UserError
 from medtl_jax.keys import named_key
 from medtl_jax.models.registry import ModelSpec, normalize
 from medtl_jax.objectives.task import LossTerm
@@ -62,6 +63,10 @@ class StepParts:
     terms: tuple[tuple[float, LossTerm], ...]
     augment: Augment
     ema_decay: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"train.ema={self.ema_decay} must lie in 0 <= decay < 1")
 
 
 def create_state(variables: Tree, parts: StepParts) -> TrainState:

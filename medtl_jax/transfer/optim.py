@@ -1,6 +1,6 @@
 """One optimizer for each parameter group, joined by `optax.multi_transform`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,14 @@ def warmup_cosine(
     )
 
 
-def make_schedules(optim: Mapping, total_steps: int, steps_per_epoch: int) -> dict[str, Schedule]:
-    """`{"low": schedule, "high": schedule}` from `config.optim`. UserError on a bad rate."""
+def make_schedules(
+    optim: Mapping, groups: Collection[str], total_steps: int, steps_per_epoch: int
+) -> dict[str, Schedule]:
+    """`{group: schedule}` for those of `low` and `high` that are among `groups`.
+
+    Warm-up and end are common, `optim.warmup_epochs` and `optim.final_fraction`; the peak is
+    `optim.<group>.lr`. UserError on values that make no schedule.
+    """
     warmup = round(optim["warmup_epochs"] * steps_per_epoch)
     if not 0 <= warmup < max(total_steps, 1):
         raise UserError(
@@ -42,6 +48,8 @@ def make_schedules(optim: Mapping, total_steps: int, steps_per_epoch: int) -> di
         raise UserError(f"optim.final_fraction={optim['final_fraction']} must lie in 0..1")
     schedules = {}
     for group in (group_table.LOW, group_table.HIGH):
+        if group not in groups:
+            continue
         rate = optim[group]["lr"]
         if not rate > 0:
             raise UserError(f"optim.{group}.lr={rate} must be positive; to freeze, use the groups")
