@@ -45,6 +45,12 @@ def get_config() -> ConfigDict:
     config.transfer.groups.low = "stage[4-7],features"
     config.transfer.groups.high = "head"
 
+    # Flax's momentum (1 - torch's) of the running statistics in the stages that are not frozen.
+    # The weights' own value (0.99 here) suits the 100,000 steps of ImageNet; a fine-tuning of a few
+    # hundred steps would be evaluated with statistics that lag behind its weights.
+    config.transfer.bn = ConfigDict()
+    config.transfer.bn.momentum = 0.9
+
     config.optim = ConfigDict()
     config.optim.name = "adamw"  # adamw | sgd | rmsprop
     config.optim.momentum = 0.9  # of sgd and rmsprop

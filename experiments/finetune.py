@@ -80,7 +80,7 @@ def prepare(request: Request) -> Prepared:
     labels, classes = dataset.splits["train"].labels, dataset.spec.classes
     steps = steps_per_epoch(len(labels), settings.batch_size)
     schedules = make_schedules(config["optim"], set(table.values()), settings.epochs * steps, steps)
-    network, spec = study.make_model(config["model"], len(classes))
+    network, spec = study.make_model(config, len(classes))
     variables, report = study.initial_variables(network, spec, config["model"], config["seed"])
     console.note(f"weights: {report}" if report else "weights: none, every stage starts at random")
     weights = class_weights(labels, len(classes), train["class_weights"])

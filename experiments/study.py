@@ -1,6 +1,7 @@
 """What the experiments share: data, model with its weights, predictions and the report."""
 
 import dataclasses
+import math
 import pathlib
 
 import flax.linen as nn
@@ -66,6 +67,18 @@ class TrainedModel:
     report: dict
 
 
+def check_ranges(config: dict) -> None:
+    """UserError for a number that no experiment can use and that only fails late, or silently."""
+    flat = runs.flat_config(config)
+    ranges = {"seed": (0, 2**32 - 1), "eval.resamples": (1, 100_000), "optim.momentum": (0, 1)}
+    for group in ("low", "high"):
+        ranges[f"optim.{group}.weight_decay"] = ranges[f"optim.{group}.clip"] = (0, math.inf)
+    for key, (low, high) in ranges.items():
+        if not low <= flat[key] <= high:
+            upper = f" and at most {high}" if math.isfinite(high) else ""
+            raise UserError(f"{key}={flat[key]} must be at least {low}{upper}")
+
+
 def read_data(config: dict, console: Console, **choice) -> Dataset:
     """The data set of `config.data` at `config.model.image_size`; `choice` as `load_dataset`."""
     spec, size = model_spec(config["model"]["name"]), config["model"]["image_size"]
@@ -107,8 +120,11 @@ def data_card(dataset: Dataset, image_size: int) -> dict:
     }
 
 
-def make_model(model: dict, num_classes: int) -> tuple[nn.Module, ModelSpec]:
+def make_model(config: dict, num_classes: int) -> tuple[nn.Module, ModelSpec]:
     """The network of `config.model` with a head for `num_classes`."""
+    model, momentum = config["model"], config["transfer"]["bn"]["momentum"]
+    if not 0 <= momentum < 1:
+        raise UserError(f"transfer.bn.momentum={momentum} must lie in 0 <= momentum < 1")
     if model["compute"] not in _COMPUTE:
         raise UserError(f"model.compute={model['compute']!r}: choose float32 or bfloat16")
     for key in ("dropout", "drop_path"):
@@ -117,7 +133,7 @@ def make_model(model: dict, num_classes: int) -> tuple[nn.Module, ModelSpec]:
     return create_model(
         model["name"],
         num_classes,
-        pretrained=model["weights"] != "none",
+        momentum=momentum,
         dropout=model["dropout"],
         drop_path=model["drop_path"],
         dtype=_COMPUTE[model["compute"]],
@@ -173,7 +189,7 @@ def open_run(name: str) -> TrainedModel:
     try:
         card = environment["data"]
         classes, channels = tuple(map(str, card["classes"])), card["channels"]
-        network, spec = make_model(config["model"], len(classes))
+        network, spec = make_model(config, len(classes))
         shapes = variable_shapes(network, config["model"]["image_size"])
         select, weights = config["train"]["select"], environment["weights"]
     except (KeyError, TypeError, ValueError) as error:

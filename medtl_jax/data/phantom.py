@@ -17,13 +17,12 @@ from medtl_jax.errors import UserError
 
 CLASSES = ("normal", "cyst", "nodule", "infiltrate")
 DOMAINS = ("a", "b", "mixed")
-SPLITS = ("train", "val", "test")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 512
 FIELD_OF_VIEW_MM = 256.0
 
 # Difficulty. Grey values are fractions of the scanner's range, lengths are fractions of half the
 # field of view. A higher contrast and a lower noise level make every class easier to tell.
-LESION_CONTRAST = (0.13, 0.24)
+LESION_CONTRAST = (0.12, 0.22)
 LESION_RADIUS = (0.14, 0.21)
 NOISE_LEVEL = 1.0
 TEXTURE_LEVEL = 0.03
@@ -36,10 +35,10 @@ _MIN_GRID = 128
 _SLICES_PER_BLOCK = 6
 _PATIENT, _CHOICE, _LABEL, _ANATOMY, _SLICE, _SCAN = range(6)
 _ALL = slice(None)
-
 _Rng = np.random.Generator
+_Key = tuple[int, int]  # seed, number of the split
+_Pair = tuple[np.ndarray, np.ndarray]
 _Focus = tuple[float, float, float]  # centre y and x, radius
-
 
 # The range (low, high) of each trait that tells one kind of focal structure from another; "normal"
 # is the benign, smooth kind that is also found beside every lesion. In this order:
@@ -52,37 +51,26 @@ _Focus = tuple[float, float, float]  # centre y and x, radius
 #   flatness  how much of the surrounding texture the structure hides
 _TRAITS = {
     "normal": ((0.25, 0.60), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0.4, 0.7)),
-    "cyst": ((0.10, 0.35), (0.5, 1.0), (0, 0), (0, 0), (0, 0), (0, 0), (0.6, 1.0)),
-    "nodule": ((0.10, 0.30), (0, 0), (0.7, 1.1), (0.4, 0.8), (0, 0), (0, 0), (0.4, 0.7)),
-    "infiltrate": ((0.35, 0.80), (0, 0), (0, 0), (0, 0), (0.6, 1.1), (0.15, 0.35), (0.2, 0.5)),
+    "cyst": ((0.10, 0.35), (0.4, 1.0), (0, 0), (0, 0), (0, 0), (0, 0), (0.6, 1.0)),
+    "nodule": ((0.10, 0.30), (0, 0), (0.6, 1.0), (0.3, 0.7), (0, 0), (0, 0), (0.4, 0.7)),
+    "infiltrate": ((0.35, 0.80), (0, 0), (0, 0), (0, 0), (0.5, 1.0), (0.15, 0.35), (0.2, 0.5)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scanner:
-    """How a scanner turns tissue into grey values; lengths as fractions of half the field of view.
+    """How a scanner turns tissue into grey values; lengths in fractions of half the field."""
 
-    Attributes:
-      gain, offset, gamma: grey = gain * tissue ** gamma + offset.
-      blur: standard deviation of the point spread function.
-      noise: standard deviation of the noise, in grey values.
-      grain: correlation lengths (y, x) of the noise; 0 is white.
-      rician: magnitude of a complex signal (MRI) instead of additive noise.
-      bias: strength of the multiplicative bias field.
-      tilt: linear fall-off of the bias field from the front to the back.
-      stripes: amplitude of vertical stripes, as a fraction of the signal.
-    """
-
-    gain: float
+    gain: float  # grey = gain * tissue ** gamma + offset
     offset: float
     gamma: float
-    blur: float
-    noise: float
-    grain: tuple[float, float]
-    rician: bool
-    bias: float
-    tilt: float
-    stripes: float
+    blur: float  # standard deviation of the point spread function
+    noise: float  # standard deviation of the noise, in grey values
+    grain: tuple[float, float]  # correlation lengths (y, x) of the noise; 0 is white
+    rician: bool  # magnitude of a complex signal (MRI) instead of additive noise
+    bias: float  # strength of the multiplicative bias field
+    tilt: float  # linear fall-off of the bias field from the front to the back
+    stripes: float  # amplitude of vertical stripes, as a fraction of the signal
 
 
 _SCANNERS = (
@@ -99,6 +87,7 @@ def make_phantom(
     test: int = 400,
     domain: str = "a",
     seed: int = 0,
+    splits: tuple[str, ...] = catalog.SPLITS,
 ) -> catalog.Dataset:
     """Return the phantom data set, with `image_size` pixels a side.
 
@@ -110,14 +99,14 @@ def make_phantom(
       train, val, test: number of slices in the split, at least as many as classes.
       domain: "a", "b" or "mixed".
       seed: a non-negative integer; another seed draws other patients.
+      splits: the splits to draw, in their usual order.
 
     Returns:
       A `Dataset` whose splits hold uint8 images `[n, s, s, 1]`, int32 labels, ids and patients
       (1 to 3 slices a patient, none in two splits) and, in `extra`,
       `mask` uint8 `[n, s, s]`: 1 on the lesion, all 0 in class "normal";
       `size` float32 `[n]`: area of that mask in mm^2, for a field of view of 256 mm;
-      `boxes` float32 `[n, 4]`: (y0, x0, y1, x1) of that mask in pixels, y1 and x1 exclusive, all 0
-      where there is no lesion;
+      `boxes` float32 `[n, 4]`: (y0, x0, y1, x1) of that mask in pixels, ends exclusive, 0 for none;
       `domain` int32 `[n]`: 0 for scanner a, 1 for scanner b.
 
     Raises:
@@ -125,16 +114,12 @@ def make_phantom(
     """
     counts = {"train": train, "val": val, "test": test}
     _check_arguments(image_size, counts, domain, seed)
-    spec = catalog.DataSpec(
-        name="phantom",
-        task="classify",
-        classes=CLASSES,
-        licence="Apache-2.0 (generated)",
-        source=f"medtl_jax.data.phantom, scanner {domain}, seed {seed}",
-    )
+    source = f"medtl_jax.data.phantom, scanner {domain}, seed {seed}"
+    spec = catalog.DataSpec("phantom", "classify", CLASSES, "Apache-2.0 (generated)", source)
     # Threads do not help: the array operations of one slice are too short to leave the lock.
-    splits = {name: _make_split(image_size, name, n, domain, seed) for name, n in counts.items()}
-    return catalog.Dataset(spec, splits)
+    wanted = [name for name in catalog.SPLITS if name in splits]
+    made = {name: _make_split(image_size, name, counts[name], domain, seed) for name in wanted}
+    return catalog.Dataset(spec, made)
 
 
 def _check_arguments(image_size: int, counts: dict[str, int], domain: str, seed: int) -> None:
@@ -153,7 +138,7 @@ def _check_arguments(image_size: int, counts: dict[str, int], domain: str, seed:
 
 def _make_split(size: int, name: str, n: int, domain: str, seed: int) -> catalog.Split:
     """The first `n` slices of a split."""
-    key = (int(seed), SPLITS.index(name))
+    key = (int(seed), catalog.SPLITS.index(name))
     labels = np.array([_label(key, i) for i in range(n)], np.int32)
     firsts = np.array([_first_slice_of_patient(key, i) for i in range(n)])
     if domain == "mixed":
@@ -165,33 +150,29 @@ def _make_split(size: int, name: str, n: int, domain: str, seed: int) -> catalog
     mask = np.empty((n, size, size), np.uint8)
     for i in range(n):
         tissue, coverage = _draw_slice(key, i, firsts[i], CLASSES[labels[i]], grid)
-        grey = _scan(_rng(key, _SCAN, i), tissue, _SCANNERS[scanners[i]])
-        images[i, :, :, 0] = np.rint(255.0 * np.clip(_block_mean(grey, size), 0.0, 1.0))
+        grey = _scan(_rng(key, _SCAN, i), tissue, _SCANNERS[scanners[i]]).clip(0.0, 1.0)
+        images[i, :, :, 0] = np.rint(255.0 * _block_mean(grey, size))
         mask[i] = _block_mean(coverage, size) >= 0.5
-    pixel_area = (FIELD_OF_VIEW_MM / size) ** 2
-    extra = {
-        "mask": mask,
-        "size": (mask.sum((1, 2)) * pixel_area).astype(np.float32),
-        "boxes": np.stack([_box(m) for m in mask]),
-        "domain": scanners,
-    }
+    area = (mask.sum((1, 2)) * (FIELD_OF_VIEW_MM / size) ** 2).astype(np.float32)
+    boxes = np.stack([_box(m) for m in mask])
+    extra = {"mask": mask, "size": area, "boxes": boxes, "domain": scanners}
     ids = np.array([f"phantom-{name}-{i:05d}" for i in range(n)])
     patients = np.array([f"phantom-{name}-patient-{first:05d}" for first in firsts])
     return catalog.Split(images, labels, ids, patients, extra)
 
 
-def _rng(key: tuple[int, int], stream: int, index: int) -> _Rng:
+def _rng(key: _Key, stream: int, index: int) -> _Rng:
     """The generator of one named stream, e.g. the scanner noise of slice `index` of a split."""
     return np.random.default_rng([*key, stream, int(index)])
 
 
-def _label(key: tuple[int, int], index: int) -> int:
+def _label(key: _Key, index: int) -> int:
     """The class of a slice: each run of four consecutive slices holds every class once."""
     block, place = divmod(index, len(CLASSES))
     return int(_rng(key, _LABEL, block).permutation(len(CLASSES))[place])
 
 
-def _first_slice_of_patient(key: tuple[int, int], index: int) -> int:
+def _first_slice_of_patient(key: _Key, index: int) -> int:
     """The index of the first slice of this slice's patient, who has 1 to 3 slices in a row."""
     block, place = divmod(index, _SLICES_PER_BLOCK)
     lengths = _rng(key, _PATIENT, block).integers(1, 4, _SLICES_PER_BLOCK)
@@ -214,14 +195,13 @@ def _block_mean(image: np.ndarray, size: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _spline_taps(cells: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _spline_taps(cells: int, size: int) -> _Pair:
     """Knot indices int [4, size] and cubic B-spline weights float32 [4, size] of pixel centres."""
     position = (np.arange(size) + 0.5) / size * cells
     base = position.astype(int)
     t = position - base
-    weights = np.stack(
-        [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
-    )
+    u = 1 - t
+    weights = np.stack([u**3, 3 * t**3 - 6 * t**2 + 4, 3 * u**3 - 6 * u**2 + 4, t**3])
     return base + np.arange(4)[:, None], (weights / 6).astype(np.float32)
 
 
@@ -250,9 +230,7 @@ def _paint(image: np.ndarray, cover: np.ndarray, value: float) -> None:
     image += cover * (np.float32(value) - image)
 
 
-def _draw_slice(
-    key: tuple[int, int], index: int, first: int, kind: str, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _draw_slice(key: _Key, index: int, first: int, kind: str, size: int) -> _Pair:
     """Tissue float32 [size, size] in 0..1 before scanning, and the lesion's coverage of a pixel."""
     rng = _rng(key, _SLICE, index)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
@@ -271,9 +249,7 @@ def _draw_slice(
     return tissue, coverage
 
 
-def _draw_anatomy(
-    patient: _Rng, rng: _Rng, pose: dict, axis: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _draw_anatomy(patient: _Rng, rng: _Rng, pose: dict, axis: np.ndarray) -> _Pair:
     """Tissue [r, r] of an axial slice of the trunk, and where its soft organs are (0..1)."""
     size = len(axis)
     cos, sin = np.cos(pose["turn"]), np.sin(pose["turn"])
@@ -299,8 +275,7 @@ def _draw_anatomy(
         _paint(image, _step(depth - start, edge), value * patient.uniform(0.93, 1.07))
     angle = np.arctan2(y, x)
     waves = np.cos(patient.integers(8, 12) * angle + patient.uniform(0, 6.28))
-    ribs = _step(waves * 0.03 - 0.012 - np.abs(depth - (fat + 0.03)), 0.02)
-    _paint(image, ribs, 0.85)
+    _paint(image, _step(waves * 0.03 - 0.012 - np.abs(depth - (fat + 0.03)), 0.02), 0.85)  # ribs
     for organ in ((-0.08, -0.40, 0.36, 0.36), (-0.05, 0.52, 0.26, 0.18), (-0.26, 0.16, 0.18, 0.26)):
         _paint(image, ellipse(*organ) * inside, patient.uniform(0.36, 0.50))  # liver spleen stomach
     for side in (-0.42, 0.42):
@@ -355,11 +330,11 @@ def _paint_focus(
     # Nothing of a focus lies further out: (outline + margin / 2 + strands or ragged) * stretch.
     reach = 2.9 * radius
     window = tuple(slice(*np.searchsorted(axis, [c - reach, c + reach])) for c in (cy, cx))
-    rows, columns = window
     shift, mottle, mesh = (
-        _smooth_noise(rng, cells, size, rows, columns).clip(-1.8, 1.8) for cells in (12, 20, 36)
+        _smooth_noise(rng, k, size, *window).clip(-1.8, 1.8) for k in (12, 20, 36)
     )
-    depth = _depth(rng, axis[rows, None] - cy, axis[None, columns] - cx, radius, spicules)
+    y, x = axis[window[0], None] - cy, axis[None, window[1]] - cx
+    depth = _depth(rng, y, x, radius, spicules)
     depth += np.float32(ragged * radius) * shift
     cover = _step(depth, max(edge * radius, 3.0 / size)) * inside[window]
     rim = _step(0.09 * radius - np.abs(depth - 0.05 * radius), max(0.12 * radius, 3.0 / size))
@@ -386,12 +361,12 @@ def _depth(rng: _Rng, y: np.ndarray, x: np.ndarray, radius: float, spicules: flo
     count = rng.integers(7, 11)
     centres = (np.arange(count) + rng.uniform(-0.2, 0.2, count)) * (2 * np.pi / count)
     lengths = rng.uniform(0.4, 1.0, count)
-    sharpness = 36.0  # of a von Mises bump: strands with a standard deviation of 1/6 rad
     if spicules:
-        bumps = np.exp(sharpness * (np.cos(angle[..., None] - centres) - 1.0))
+        # Von Mises bumps of concentration 36: strands with a standard deviation of 1/6 rad.
+        bumps = np.exp(36.0 * (np.cos(angle[..., None] - centres) - 1.0))
         strands = np.einsum("hwn,n->hw", bumps, lengths)
         # The body of a spiculated focus shrinks, so that its area stays that of the other kinds.
-        outline = outline + spicules * (strands - 0.3)
+        outline = outline + spicules * (strands - 0.45)
     return ((outline - np.hypot(u, v) / radius) * radius).astype(np.float32)
 
 
@@ -406,8 +381,7 @@ def _add_calcifications(rng: _Rng, tissue: np.ndarray, axis: np.ndarray, pose: d
 
 def _scan(rng: _Rng, tissue: np.ndarray, scanner: _Scanner) -> np.ndarray:
     """Grey values float32 [r, r], about 0..1, of `tissue` [r, r] as the scanner shows it."""
-    size = len(tissue)
-    half = size / 2.0
+    size, half = len(tissue), len(tissue) / 2.0
     level = rng.uniform(0.93, 1.07)
     bias = scanner.bias * _smooth_noise(rng, 2, size)
     slope = rng.uniform(0.6, 1.4) * scanner.tilt
@@ -422,6 +396,5 @@ def _scan(rng: _Rng, tissue: np.ndarray, scanner: _Scanner) -> np.ndarray:
         noise = ndimage.gaussian_filter(noise, (0.0, *sigma), mode="wrap", truncate=3.0)
         noise /= noise.std()
     noise *= np.float32(scanner.noise * NOISE_LEVEL)
-    if scanner.rician:
-        return np.hypot(signal + noise[0], noise[1])
-    return signal + noise[0]
+    signal += noise[0]
+    return np.hypot(signal, noise[1]) if scanner.rician else signal

@@ -23,9 +23,7 @@ class ModelSpec:
       stages: parameter groups in forward order, without the head: `stem`, `stage1`, ...
       head: the name of the new classifier's parameters.
       mean, std: of the RGB input, in units of 0..255.
-      norm_momentum: of the running statistics, in Flax's convention, for the pretrained
-        weights. From scratch 0.9 is used: with 0.99 a run of some hundred steps would be
-        evaluated with statistics that still hold their initial values.
+      norm_momentum: of the running statistics, in Flax's convention, when the weights were made.
       smallest_input: the least image size in pixels that the strides leave something of.
     """
 
@@ -38,8 +36,6 @@ class ModelSpec:
     norm_momentum: float
     smallest_input: int
 
-
-SCRATCH_MOMENTUM = 0.9
 
 _MODELS = {
     spec.name: spec
@@ -70,17 +66,14 @@ def model_spec(name: str) -> ModelSpec:
     return _MODELS[name]
 
 
-def create_model(
-    name: str, num_classes: int, *, pretrained: bool = True, **overrides
-) -> tuple[nn.Module, ModelSpec]:
+def create_model(name: str, num_classes: int, **overrides) -> tuple[nn.Module, ModelSpec]:
     """The Linen module with a head of `num_classes`, and its specification.
 
-    `overrides` are fields of the module (`dropout`, `drop_path`, `dtype`). The running
-    statistics' momentum is that of the weights when `pretrained`, else 0.9.
+    `overrides` are fields of the module: `dropout`, `drop_path`, `dtype`, and `momentum` of the
+    running statistics, which is the weights' own where it is not given.
     """
     spec = model_spec(name)
-    momentum = spec.norm_momentum if pretrained else SCRATCH_MOMENTUM
-    return spec.build(num_classes, momentum=momentum, **overrides), spec
+    return spec.build(num_classes, **{"momentum": spec.norm_momentum, **overrides}), spec
 
 
 def variable_shapes(model: nn.Module, image_size: int) -> Variables:
