@@ -5,44 +5,150 @@ Prepares the process (flags, compilation cache, run folder's name) and hands ove
 """
 
 import ctypes
+import difflib
 import importlib
+import math
 import os
 import pathlib
+import re
+import runpy
 import shlex
 import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
 
 EXPERIMENTS = ("finetune", "evaluate", "predict")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The study, a file of configs/.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Run folder; by default runs/<experiment>-<hash of the config>."
-)
+# What Python's converters say of a value, in plainer words.
+_PLAINER = {
+    "invalid literal for int() with base 10": "not a whole number",
+    "could not convert string to float": "not a number",
+}
 
 
-def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+def run_command(argv: Sequence[str]) -> int:
+    """The exit code of the command line `argv` (program name first): 0, 2 or 130.
 
-
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; whatever the parser dislikes becomes one line."""
+    A `UserError` becomes one line on stderr and 2, Ctrl-C 130. May be called again and again in
+    one process: its flags are not absl's global ones.
+    """
+    # The libraries' own progress messages would bury ours.
+    logging.set_verbosity(logging.WARNING)
     try:
-        rest = flags.FLAGS(argv)
+        options, settings = _parse_options(list(argv))
+        if options.help:
+            print(f"{__doc__}{options.get_help()}\n\nThe keys of the config: configs/default.py")
+            return 0
+        config = _apply_settings(_load_study(options.config), settings)
+        _run_experiment(config, options.workdir, argv)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues the run", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse_options(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags `config`, `workdir`, `help`, and the rest of `argv` (the settings)."""
+    options = flags.FlagValues()
+    options.set_gnu_getopt()  # flags may follow `--config.key value`
+    flags.DEFINE_string("config", None, "The study, a file of configs/.", flag_values=options)
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "Run folder; by default runs/<experiment>-<hash of the config>.",
+        flag_values=options,
+    )
+    flags.DEFINE_boolean("help", False, "Prints this text.", flag_values=options)
+    try:
+        rest = options(argv, known_only=True)
     except flags.Error as error:
-        _fail(str(error))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        _fail(f"configuration: {error.args[0] if error.args else error}")
+        raise UserError(str(error).removeprefix("ERROR:: ")) from error
+    if not options.config and not options.help:
+        raise UserError("--config is missing; try --config=configs/finetune.py")
+    return options, rest
+
+
+def _load_study(path: str) -> ConfigDict:
+    """What `get_config()` of the Python file `path` returns; UserError where that fails."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config={path}: no such file; try --config=configs/finetune.py")
+    try:
+        names = runpy.run_path(path)
+        config = names["get_config"]() if "get_config" in names else None
+    # A study is a program: it can fail in any way, and the line is what its author needs.
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"--config={path}{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path} must define get_config(), which returns a ConfigDict")
+    _check_study(config, path)
+    return config
+
+
+def _check_study(config: ConfigDict, path: str) -> None:
+    """UserError unless `config` has the keys of `configs/default.py`, and values of its types."""
+    from configs import default
+
+    found, wanted = dict(_items(config)), dict(_items(default.get_config()))
+    for key in sorted(found.keys() ^ wanted.keys()):
+        fault = "lacks the key" if key in wanted else "has the unknown key"
+        raise UserError(f"--config={path} {fault} {key}; start from configs/default.py")
+    for key, value in found.items():
+        accepted = (float, int) if type(wanted[key]) is float else (type(wanted[key]),)
+        if type(value) not in accepted:
+            raise UserError(
+                f"--config={path}: {key}={value!r} must be of the type of {wanted[key]!r}"
+            )
+
+
+def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`("section.key", value)` of every value."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _items(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _apply_settings(config: ConfigDict, settings: list[str]) -> dict[str, Any]:
+    """`config` as a dict, changed by `settings` (program name, then `--config.key=value` ...)."""
+    keys = [key for key, _ in _items(config)]
+    for argument in settings[1:]:
+        found = re.match(r"--?config\.([^=]*)", argument)
+        if found and found[1] not in keys:
+            members = [key for key in keys if key.startswith(f"{found[1]}.")]
+            near = members or difflib.get_close_matches(found[1], keys, 3)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            raise UserError(f"no key config.{found[1]}: {hint}configs/default.py has them all")
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=settings)
+        rest = values(settings)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"{error}; python launch.py --help lists the flags") from error
+    except flags.Error as error:
+        message = str(error)
+        for theirs, ours in _PLAINER.items():
+            message = message.replace(theirs, ours)
+        raise UserError(message) from error
     if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}; settings are written --config.key=value")
-    if _CONFIG.value is None:
-        _fail("--config is missing; try --config=configs/finetune.py")
-    return rest
+        raise UserError(f"unexpected argument {rest[1]!r}; settings are written --config.key=value")
+    for key, value in _items(values.config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key}={value} must be a finite number")
+    return values.config.to_dict()
 
 
 def _prepare_xla() -> None:
@@ -68,7 +174,10 @@ def _keep_freed_memory() -> None:
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
+        trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8
+        # One arena for all threads: the others would go on returning memory. It works on threads
+        # that do not exist yet, so this comes before the first import of jax.
+        libc.mallopt(arena_max, 1)
         libc.mallopt(mmap_threshold, 2**31 - 1)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(top_pad, 64 << 20)
@@ -77,31 +186,24 @@ def _keep_freed_memory() -> None:
         return  # another C library: its own ways of allocation stay
 
 
-def main(argv: list[str]) -> None:
-    """Resolves the config and runs its experiment."""
-    del argv
-    # The libraries' own progress messages would bury ours.
-    logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value.to_dict()
-    if config["experiment"] not in EXPERIMENTS:
-        _fail(f"experiment={config['experiment']!r}: choose from {', '.join(EXPERIMENTS)}")
-    _prepare_xla()
+def _run_experiment(config: dict, workdir: str, argv: Sequence[str]) -> None:
+    """Prepares the process, resolves the config and runs its experiment."""
+    name = config["experiment"]
+    if name not in EXPERIMENTS:
+        raise UserError(f"experiment={name!r} is not known; choose from {', '.join(EXPERIMENTS)}")
     _keep_freed_memory()
-    experiment = importlib.import_module(f"experiments.{config['experiment']}")
-    from experiments.study import Request
+    _prepare_xla()
+    experiment = importlib.import_module(f"experiments.{name}")
+    from experiments.study import Request, check_ranges
     from medtl_jax.runs import default_folder
 
-    try:
-        config = experiment.resolve(config)
-        folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_folder(config)
-        command = f"python launch.py {shlex.join(sys.argv[1:])}"
-        experiment.run(Request(config, folder, command, Console()))
-    except UserError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues the run", file=sys.stderr)
-        sys.exit(130)
+    check_ranges(config)
+    config = experiment.resolve(config)
+    folder = pathlib.Path(workdir) if workdir else default_folder(config)
+    command = f"python launch.py {shlex.join(argv[1:])}"
+    experiment.run(Request(config, folder, command, Console()))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    # absl parses nothing here: its global flags take one command line a process.
+    app.run(lambda _: run_command(sys.argv), argv=sys.argv[:1])

@@ -70,7 +70,9 @@ def get_config() -> ConfigDict:
     config.augment.contrast = 0.0  # factor 1 +- this
 
     config.train = ConfigDict()
-    config.train.epochs = 5
+    # At least this many epochs and this many updates: a small set gets more epochs.
+    config.train.epochs = 2
+    config.train.min_steps = 250
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or balanced
     config.train.select = "loss"  # validation value that names the best epoch: loss, auc, accuracy

@@ -66,6 +66,7 @@ def prepare(request: Request) -> Prepared:
     train = config["train"]
     settings = LoopSettings(
         epochs=train["epochs"],
+        min_steps=train["min_steps"],
         batch_size=config["data"]["batch_size"],
         patience=train["patience"],
         select=train["select"],
@@ -79,6 +80,8 @@ def prepare(request: Request) -> Prepared:
     dataset = study.read_data(config, console)
     labels, classes = dataset.splits["train"].labels, dataset.spec.classes
     steps = steps_per_epoch(len(labels), settings.batch_size)
+    settings = settings.for_set(steps)
+    console.note(f"training: {settings.epochs} epochs of {steps} steps")
     schedules = make_schedules(config["optim"], set(table.values()), settings.epochs * steps, steps)
     network, spec = study.make_model(config, len(classes))
     variables, report = study.initial_variables(network, spec, config["model"], config["seed"])

@@ -28,16 +28,19 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     part.replace(path)
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file of a run folder. UserError where there is none to be had."""
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The mapping in a JSON file of a run folder. UserError where there is none to be had."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path} is larger than {_MOST_BYTES} bytes: not written by medtl_jax")
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no mapping: not written by medtl_jax")
+    return value
 
 
 def flat_config(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -107,13 +110,19 @@ def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        aside.chmod(0o755)
-        write_json(aside / CONFIG, config)
-        write_json(aside / ENVIRONMENT, environment)
-        aside.replace(folder)
+        # Cleaned up whatever happens; once it is renamed there is nothing left to clean.
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as name:
+            aside = pathlib.Path(name)
+            aside.chmod(0o755)
+            write_json(aside / CONFIG, config)
+            write_json(aside / ENVIRONMENT, environment)
+            aside.replace(folder)
     except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be made: {error.strerror}") from None
+        raise UserError(
+            f"--workdir={folder} cannot be made ({error.strerror}); name another folder"
+        ) from None
 
 
 def describe_environment() -> dict[str, Any]:

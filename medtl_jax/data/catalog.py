@@ -2,8 +2,13 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from medtl_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A specification and its splits `train`, `val` and `test`."""
+    """A specification and its splits: `train`, `val` and `test`, or those that were asked for."""
 
     spec: DataSpec
     splits: dict[str, Split]
@@ -67,3 +72,28 @@ class Dataset:
             digest.update(np.ascontiguousarray(split.labels, np.int32).tobytes())
             digest.update(np.ascontiguousarray(split.images))
         return digest.hexdigest()
+
+
+def absent_classes(classes: Sequence[str], splits: Mapping[str, Split]) -> tuple[str, ...]:
+    """Returns one note for each split that has no image of some of the classes."""
+    notes = []
+    for name, split in splits.items():
+        present = set(split.labels.tolist())
+        absent = [label for index, label in enumerate(classes) if index not in present]
+        if absent:
+            notes.append(f"{name} has no image of {', '.join(absent)}")
+    return tuple(notes)
+
+
+def check_equal_classes(
+    name: str, classes: tuple[str, ...], wanted: tuple[str, ...] | None
+) -> None:
+    """Raises UserError unless `classes` of the set `name` are those of the model, if there is one.
+
+    The order counts: a class's place is its label.
+    """
+    if wanted is not None and wanted != classes:
+        raise UserError(
+            f"the classes of {name} ({', '.join(classes)}) are not those of the model "
+            f"({', '.join(wanted)}): choose a set with the model's classes"
+        )

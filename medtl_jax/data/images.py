@@ -116,7 +116,9 @@ def decode_many(
                 images = _widen(images, index)
             images[index] = _with_channels(result.pixels, images.shape[-1])
     if bad:
-        raise UserError(f"{len(bad)} of {total} images cannot be read, first: {bad[0]}")
+        raise UserError(
+            f"{len(bad)} of {total} images cannot be read, first: {bad[0]}; replace or remove them"
+        )
     if check_depth:
         _check_bit_depth(deep, bit_depth)
     coloured = channels is None and images.shape[-1] == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pooch
 
-from medtl_jax.data.catalog import Dataset
+from medtl_jax.data.catalog import SPLITS, Dataset, check_equal_classes
 from medtl_jax.data.images import Progress, one_line
 from medtl_jax.data.npz import load_npz
 from medtl_jax.errors import UserError
@@ -235,7 +235,13 @@ TABLE = {
 
 
 def load_medmnist(
-    name: str, folder: str | Path, image_size: int, progress: Progress | None = None
+    name: str,
+    folder: str | Path,
+    image_size: int,
+    progress: Progress | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    splits: tuple[str, ...] = SPLITS,
 ) -> Dataset:
     """Returns the MedMNIST set `name`, read from `folder` or downloaded into it.
 
@@ -244,16 +250,20 @@ def load_medmnist(
       folder: where `<name>.npz` lies or goes; "" is the user's cache folder.
       image_size: height and width of the result in pixels.
       progress: called as `progress(done, total, text)`.
+      classes: those of a trained model, which the set's must equal.
+      splits: the splits to read.
 
     Raises:
-      UserError: unknown or multi-label set, wrong MD5, failed download, or a bad file.
+      UserError: unknown or multi-label set, other classes than the model's, wrong MD5, failed
+        download, or a bad file.
     """
     known, size = _look_up(name)
     if known.task.startswith("multi-label"):
         raise UserError(f"medmnist/{name} is multi-label, which is not supported yet")
+    check_equal_classes(f"medmnist/{name}", known.classes, classes)
     md5 = known.md5[SIZES.index(size)]
     path = _find_or_download(name, md5, folder, progress)
-    dataset = load_npz(path, image_size, progress, known.classes)
+    dataset = load_npz(path, image_size, progress, known.classes, splits=splits)
     notes = dataset.spec.notes
     if known.task == "ordinal-regression":
         notes += ("ordinal grades are read as classes without an order",)

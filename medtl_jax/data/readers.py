@@ -1,42 +1,38 @@
 """One `Dataset` from `config.data`: the phantom, MedMNIST, .npz files, class folders, csv lists."""
 
-import csv
 import dataclasses
-import io
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medtl_jax.data.carve import carve
-from medtl_jax.data.catalog import Dataset, DataSpec, Split
-from medtl_jax.data.images import IMAGE_SUFFIXES, Progress, decode_many, one_line
+from medtl_jax.data.catalog import (
+    SPLITS,
+    Dataset,
+    DataSpec,
+    Split,
+    absent_classes,
+    check_equal_classes,
+)
+from medtl_jax.data.images import Progress, decode_many, one_line
+from medtl_jax.data.listing import Entry, list_csv, list_folder
 from medtl_jax.data.medmnist import classes_by_file_name, load_medmnist
-from medtl_jax.data.npz import SPLITS, load_npz
+from medtl_jax.data.npz import load_npz
 from medtl_jax.errors import UserError
 
 NAMES = ("phantom", "npz", "medmnist/<flag>", "folder", "csv")
 
-_SIDE_FILES = frozenset({".csv", ".txt", ".md"})
-_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One image of a file-based set, before it is decoded; `id` is its relative path."""
-
-    path: Path
-    id: str
-    split: str
-    label: str
-    patient: str | None = None
-
 
 def load_dataset(
-    config: Mapping[str, Any], image_size: int, progress: Progress | None = None
+    config: Mapping[str, Any],
+    image_size: int,
+    progress: Progress | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    splits: Collection[str] = SPLITS,
 ) -> Dataset:
     """Returns the data set that `config` (the section `data`) names, decoded and resized.
 
@@ -52,8 +48,9 @@ def load_dataset(
         `csv_path_column`, `csv_split_column`, `csv_label_column` and, where not "",
         `csv_patient_column`. No patient may be in two splits.
 
-    `folder` and `csv` sets without a `val` split get one from `train`: `val_fraction` of it,
-    stratified by class, whole patients where they are known, seeded by `seed_split`.
+    `folder` and `csv` sets without a `val` split get one from `train`, where `val` is asked for:
+    `val_fraction` of it, stratified by class, whole patients where they are known, seeded by
+    `seed_split`.
 
     Args:
       config: keys name, dir, val_fraction (0.15), bit_depth (16), csv_path_column ("path"),
@@ -61,227 +58,131 @@ def load_dataset(
         phantom (train, val, test, domain), seed_split (0).
       image_size: s, height and width of the images in pixels.
       progress: called as `progress(done, total, text)`.
+      classes: names that a trained model knows, in its order: labels are looked up in them, and
+        a class without images is a note. None takes the set's own classes, every one of which
+        then needs images in `train`.
+      splits: those of train, val and test that are needed; no other is decoded or returned.
 
     Raises:
       UserError: anything in the data or the configuration that the user has to mend.
+      ValueError: `train` is not among `splits` and there are no `classes`.
     """
     _integer("model.image_size", image_size, 1, 2**14)
+    splits = _check_splits(splits, classes)
+    if classes is not None:
+        classes = tuple(classes)
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise UserError(f"the model's classes ({', '.join(classes)}) are not two or more names")
     name = str(config.get("name", ""))
     if name == "phantom":
-        return _load_phantom(config, image_size)
+        return _load_phantom(config, image_size, classes, splits)
     if name == "npz":
         path = _required_path(config, "the path of an .npz file")
-        return _name_classes(load_npz(path, image_size, progress, classes_by_file_name(path)))
+        return _load_named_npz(path, image_size, progress, classes, splits)
     if name.startswith("medmnist/"):
-        flag = name.removeprefix("medmnist/")
-        return load_medmnist(flag, str(config.get("dir") or ""), image_size, progress)
+        flag, folder = name.removeprefix("medmnist/"), str(config.get("dir") or "")
+        return load_medmnist(flag, folder, image_size, progress, classes=classes, splits=splits)
     if name == "folder":
         root = _required_path(config, "a folder with train/, val/ and test/")
-        entries, notes = _list_folder(root), ()
-        return _assemble(entries, notes, root, config, image_size, progress)
+        entries, notes = list_folder(root, splits, classes)
+        return _assemble(entries, notes, root, config, image_size, progress, classes, splits)
     if name == "csv":
         path = _required_path(config, "the path of a csv file")
-        entries, notes = _list_csv(path, config)
-        return _assemble(entries, notes, path, config, image_size, progress)
+        entries, notes = list_csv(path, config, splits)
+        return _assemble(entries, notes, path, config, image_size, progress, classes, splits)
     hint = " (tfds is not supported yet)" if name.startswith("tfds") else ""
     raise UserError(f"unknown data.name '{name}'{hint}: choose from {', '.join(NAMES)}")
 
 
-def _load_phantom(config: Mapping[str, Any], image_size: int) -> Dataset:
+def _check_splits(splits: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns `splits` in their usual order."""
+    unknown = [name for name in splits if name not in SPLITS]
+    if unknown or not splits:
+        raise UserError(
+            f"no split '{', '.join(unknown)}': choose one or more of {', '.join(SPLITS)}"
+        )
+    if classes is None and "train" not in splits:
+        raise ValueError("without classes, the split train is needed: it says what they are")
+    return tuple(name for name in SPLITS if name in splits)
+
+
+def _load_phantom(
+    config: Mapping[str, Any],
+    image_size: int,
+    classes: tuple[str, ...] | None,
+    splits: tuple[str, ...],
+) -> Dataset:
     # The generator's module is loaded by its users alone.
-    from medtl_jax.data.phantom import make_phantom
+    from medtl_jax.data import phantom
 
     options = dict(config.get("phantom") or {})
     unknown = sorted(set(options) - {"train", "val", "test", "domain"})
     if unknown:
         raise UserError(f"unknown key data.phantom.{unknown[0]}: use train, val, test, domain")
-    return make_phantom(image_size, **options, seed=_seed(config))
+    check_equal_classes("the phantom", phantom.CLASSES, classes)
+    return phantom.make_phantom(image_size, **options, seed=_seed(config), splits=splits)
 
 
-def _name_classes(dataset: Dataset) -> Dataset:
+def _load_named_npz(
+    path: Path,
+    image_size: int,
+    progress: Progress | None,
+    classes: tuple[str, ...] | None,
+    splits: tuple[str, ...],
+) -> Dataset:
     """Returns the .npz set with a note on where its class names come from."""
-    if classes_by_file_name(Path(dataset.spec.source)) is None:
+    named = classes_by_file_name(path)
+    dataset = load_npz(
+        path, image_size, progress, classes or named, splits=splits, complete=classes is None
+    )
+    if named is None or named == classes:
         return dataset
     note = "class names are MedMNIST's, by the file's name; its MD5 was not checked"
+    if classes is not None:
+        note = f"class names are the model's; by the file's name they are {', '.join(named)}"
     spec = dataclasses.replace(dataset.spec, notes=(*dataset.spec.notes, note))
     return dataclasses.replace(dataset, spec=spec)
 
 
-def _list_folder(root: Path) -> list[_Entry]:
-    """Returns the images of `<root>/<split>/<class>/`, sorted by split, class and file name."""
-    if not root.is_dir():
-        raise UserError(f"no such folder: {root} (data.dir)")
-    for child in sorted(root.iterdir()):
-        if child.name.startswith(".") or child.name in SPLITS:
-            continue
-        if child.is_dir():
-            raise UserError(f"unexpected folder {child}: {root} may hold train, val and test only")
-        if child.suffix.lower() in IMAGE_SUFFIXES:
-            raise UserError(f"{child} lies outside the class folders: move it into one")
-    found = {split: _class_folders(root / split) for split in SPLITS if (root / split).is_dir()}
-    for split in ("train", "test"):
-        if split not in found:
-            raise UserError(f"no folder {root / split}: a set needs train/<class> and test/<class>")
-    wanted = {folder.name for folder in found["train"]}
-    for split, folders in found.items():
-        difference = sorted(wanted ^ {folder.name for folder in folders})
-        if difference:
-            raise UserError(
-                f"the class folders of {root / split} and {root / 'train'} differ: "
-                f"{', '.join(difference)} in one of them only"
-            )
-    return [
-        _Entry(path, path.relative_to(root).as_posix(), split, folder.name)
-        for split, folders in found.items()
-        for folder in folders
-        for path in _class_images(folder)
-    ]
-
-
-def _class_folders(split_folder: Path) -> list[Path]:
-    folders = []
-    for child in sorted(split_folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            folders.append(child)
-        elif not _is_hidden(child) and child.suffix.lower() not in _SIDE_FILES:
-            raise UserError(f"{child} lies outside the class folders: move or delete it")
-    if not folders:
-        raise UserError(f"{split_folder} has no class folders: expected {split_folder}/<class>/")
-    return folders
-
-
-def _class_images(folder: Path) -> list[Path]:
-    images = [child for child in sorted(folder.iterdir()) if not _is_hidden(child)]
-    for path in images:
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            raise UserError(
-                f"{path} is not an image file ({' '.join(sorted(IMAGE_SUFFIXES))}): "
-                "a class folder may hold images only"
-            )
-    if not images:
-        raise UserError(f"class folder {folder} is empty: add images or delete the class")
-    return images
-
-
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
-
-
-def _list_csv(path: Path, config: Mapping[str, Any]) -> tuple[list[_Entry], tuple[str, ...]]:
-    """Returns the rows of the csv file as entries, and notes."""
-    keys = ("csv_path_column", "csv_split_column", "csv_label_column", "csv_patient_column")
-    defaults = ("path", "split", "label", "")
-    columns = [str(config.get(key, default)) for key, default in zip(keys, defaults, strict=True)]
-    if not all(columns[:3]):
-        raise UserError("data.csv_path_column, csv_split_column and csv_label_column need a name")
-    wanted = [column for column in columns if column]
-    header, rows = _read_table(path, wanted)
-    where = {column: header.index(column) for column in wanted}
-    entries = []
-    for line, row in rows:
-        cells = {column: row[index] for column, index in where.items()}
-        for column, cell in cells.items():
-            if not cell:
-                raise UserError(f"{path}, line {line}: column '{column}' is empty")
-        relative = _relative_path(cells[columns[0]], f"{path}, line {line}")
-        split = cells[columns[1]]
-        if split not in SPLITS:
-            raise UserError(f"{path}, line {line}: split '{split}' is not train, val or test")
-        patient = cells[columns[3]] if columns[3] else None
-        entries.append(_Entry(path.parent / relative, relative, split, cells[columns[2]], patient))
-    _check_rows(entries, path)
-    notes = ()
-    if not columns[3]:
-        notes = ("no patient column (data.csv_patient_column): leakage of patients not checked",)
-    return entries, notes
-
-
-def _read_table(path: Path, wanted: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns the header and `(line number, cells)` of each row; blank lines are left out."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: save it as 'CSV UTF-8'") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): data.dir must be a csv") from error
-    (_, names), *rows = _parse(text, _delimiter(text, wanted), path)
-    for column in wanted:
-        if names.count(column) != 1:
-            found = "occurs twice" if column in names else "is missing"
-            raise UserError(f"{path}: column '{column}' {found}; columns: {', '.join(names)}")
-    for line, row in rows:
-        if len(row) != len(names):
-            raise UserError(f"{path}, line {line}: {len(row)} cells, the header has {len(names)}")
-    if not rows:
-        raise UserError(f"{path} has a header but no rows")
-    return names, rows
-
-
-def _delimiter(text: str, wanted: Sequence[str]) -> str:
-    """Returns the one of `,` `;` tab that finds the wanted columns, or else the most columns."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    headers = {
-        delimiter: [name.strip(' "') for name in first.split(delimiter)] for delimiter in ",;\t"
-    }
-    return max(headers, key=lambda key: (set(wanted) <= set(headers[key]), len(headers[key])))
-
-
-def _parse(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {one_line(error)}") from error
-    if not table:
-        raise UserError(f"{path} is empty")
-    return table
-
-
-def _relative_path(cell: str, place: str) -> str:
-    """Returns the path in its shortest form; UserError where it may leave the csv's folder."""
-    posix, windows = PurePosixPath(cell), PureWindowsPath(cell)
-    if posix.is_absolute() or windows.anchor:
-        raise UserError(f"{place}: '{cell}' is absolute; paths are relative to the csv's folder")
-    if ".." in posix.parts or ".." in windows.parts:
-        raise UserError(f"{place}: '{cell}' leaves the csv's folder; move the csv above the images")
-    return posix.as_posix()
-
-
-def _check_rows(entries: list[_Entry], path: Path) -> None:
-    name, count = Counter(entry.id for entry in entries).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{path}: '{name}' is listed {count} times; list each image once")
-    splits = {entry.split for entry in entries}
-    for split in ("train", "test"):
-        if split not in splits:
-            raise UserError(f"{path} has no rows of split '{split}'")
-    homes: dict[str, set[str]] = {}
-    for entry in entries:
-        if entry.patient is not None:
-            homes.setdefault(entry.patient, set()).add(entry.split)
-    leaks = sorted(patient for patient, found in homes.items() if len(found) > 1)
-    if leaks:
-        raise UserError(
-            f"{path}: {len(leaks)} patients are in more than one split (first: "
-            f"{', '.join(leaks[:3])}); put all images of a patient into one split"
-        )
-
-
 def _assemble(
-    entries: list[_Entry],
+    entries: list[Entry],
     notes: tuple[str, ...],
     source: Path,
     config: Mapping[str, Any],
     image_size: int,
     progress: Progress | None,
+    classes: tuple[str, ...] | None,
+    splits: tuple[str, ...],
 ) -> Dataset:
-    """Returns the decoded set: names checked, `val` carved where it is missing, classes sorted."""
+    """Returns the decoded set: names checked, `val` carved where it is missing."""
     bit_depth = _integer("data.bit_depth", config.get("bit_depth", 16), 8, 16)
     for entry in entries:
         if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", entry.id + entry.label):
             raise UserError(
                 f"{source}: rename {entry.id!r}, it has a control or non-UTF-8 character"
             )
+    if classes is None:
+        classes = _own_classes(entries, source)
+    else:
+        _check_labels(entries, classes, source)
+    if "val" in splits and all(entry.split != "val" for entry in entries):
+        entries, note = _carve_val(entries, config, source)
+        notes += (note,)
+    ordered = [entry for split in splits for entry in entries if entry.split == split]
+    for split in splits:
+        if all(entry.split != split for entry in ordered):
+            raise UserError(f"{source}: the split {split} has no images")
+    images, decoding_notes = decode_many(
+        [entry.path for entry in ordered], image_size, bit_depth, progress=progress
+    )
+    parts = _to_splits(ordered, images, classes, splits)
+    notes += absent_classes(classes, parts) + decoding_notes
+    spec = DataSpec(source.name, "classify", classes, source=str(source), notes=notes)
+    return Dataset(spec, parts)
+
+
+def _own_classes(entries: list[Entry], source: Path) -> tuple[str, ...]:
+    """Returns the labels, sorted; UserError for one without a training image, or one alone."""
     train_labels = {entry.label for entry in entries if entry.split == "train"}
     classes = tuple(sorted({entry.label for entry in entries}, key=_class_order))
     for label in classes:
@@ -291,42 +192,42 @@ def _assemble(
         raise UserError(
             f"{source}: only one class ('{classes[0]}'); a classifier needs two or more"
         )
-    if all(entry.split != "val" for entry in entries):
-        entries, note = _carve_val(entries, config, source)
-        notes += (note,)
-    ordered = [entry for split in SPLITS for entry in entries if entry.split == split]
-    images, decoding_notes = decode_many(
-        [entry.path for entry in ordered], image_size, bit_depth, progress=progress
-    )
-    notes += _absent_classes(ordered, classes) + decoding_notes
-    spec = DataSpec(source.name, "classify", classes, source=str(source), notes=notes)
-    return Dataset(spec, _to_splits(ordered, images, classes))
+    return classes
+
+
+def _check_labels(entries: list[Entry], classes: tuple[str, ...], source: Path) -> None:
+    for entry in entries:
+        if entry.label not in classes:
+            raise UserError(
+                f"{source}: {entry.id} has the label '{entry.label}', which the model does not "
+                f"know; its classes are {', '.join(classes)}"
+            )
 
 
 def _to_splits(
-    ordered: list[_Entry], images: np.ndarray, classes: tuple[str, ...]
+    ordered: list[Entry], images: np.ndarray, classes: tuple[str, ...], splits: tuple[str, ...]
 ) -> dict[str, Split]:
     """Returns the splits as views of `images`, whose rows are `ordered`."""
     index = {label: number for number, label in enumerate(classes)}
-    splits, start = {}, 0
-    for name in SPLITS:
+    parts, start = {}, 0
+    for name in splits:
         part = [entry for entry in ordered if entry.split == name]
         patients = None
         if part[0].patient is not None:
             patients = np.array([entry.patient for entry in part], dtype=str)
-        splits[name] = Split(
+        parts[name] = Split(
             images=images[start : start + len(part)],
             labels=np.array([index[entry.label] for entry in part], np.int32),
             ids=np.array([entry.id for entry in part], dtype=str),
             patients=patients,
         )
         start += len(part)
-    return splits
+    return parts
 
 
 def _carve_val(
-    entries: list[_Entry], config: Mapping[str, Any], source: Path
-) -> tuple[list[_Entry], str]:
+    entries: list[Entry], config: Mapping[str, Any], source: Path
+) -> tuple[list[Entry], str]:
     """Returns the entries with a part of `train` moved to `val`, and a note about it."""
     fraction = config.get("val_fraction", 0.15)
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
@@ -349,16 +250,6 @@ def _carve_val(
     ]
     how = "stratified by class" + (", whole patients" if grouped else "")
     return carved, f"val: {len(moved)} of the {len(train)} train images, {how}"
-
-
-def _absent_classes(entries: list[_Entry], classes: tuple[str, ...]) -> tuple[str, ...]:
-    notes = []
-    for split in ("val", "test"):
-        present = {entry.label for entry in entries if entry.split == split}
-        absent = [label for label in classes if label not in present]
-        if absent:
-            notes.append(f"{split} has no image of {', '.join(absent)}")
-    return tuple(notes)
 
 
 def _class_order(label: str) -> tuple[int, float, str]:

@@ -50,7 +50,7 @@ def cross_entropy(weights: np.ndarray, label_smoothing: float) -> LossTerm:
         target = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
         weight = jnp.asarray(weights)[batch["label"]]
         if "mask" in batch:
-            weight = weight * batch["mask"]
+            weight = jnp.where(batch["mask"], weight, 0.0)
         return -(target * log_probability).sum(-1) @ weight, weight.sum()
 
     return term

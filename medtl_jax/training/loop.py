@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -34,9 +35,14 @@ SELECTION = {"loss": False, "accuracy": True, "auc": True}
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """How long to train and how to choose: `config.train` and the batch size."""
+    """How long to train and how to choose: `config.train` and the batch size.
+
+    An epoch of a small set is few updates, so that `epochs` alone would fit one set size only:
+    training goes on until `min_steps` updates too.
+    """
 
     epochs: int
+    min_steps: int
     batch_size: int
     patience: int
     select: str
@@ -47,8 +53,15 @@ class LoopSettings:
             raise UserError(
                 f"train.select={self.select!r} is not known; choose from {', '.join(SELECTION)}"
             )
-        if self.epochs < 1 or self.patience < 0:
-            raise UserError("train.epochs must be at least 1 and train.patience at least 0")
+        if self.epochs < 1 or self.patience < 0 or self.min_steps < 0:
+            raise UserError(
+                "train.epochs must be at least 1, train.patience and train.min_steps at least 0"
+            )
+
+    def for_set(self, steps_per_epoch: int) -> "LoopSettings":
+        """These settings with the epochs that a set of so many steps an epoch needs."""
+        needed = math.ceil(self.min_steps / steps_per_epoch)
+        return dataclasses.replace(self, epochs=max(self.epochs, needed))
 
 
 def best_epoch(history: list[dict], select: str) -> int:

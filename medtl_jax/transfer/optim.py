@@ -99,5 +99,6 @@ def group_norms(gradients, table: Mapping[str, str]) -> dict[str, jax.Array]:
     for group in (group_table.LOW, group_table.HIGH):
         members = [tree for stage, tree in gradients.items() if table[stage] == group]
         if members:
-            norms[group] = optax.global_norm(members)
+            squares = (jnp.square(leaf).sum() for leaf in jax.tree.leaves(members))
+            norms[group] = jnp.sqrt(sum(squares))
     return norms

@@ -364,7 +364,8 @@ def _storage_values(data: bytes, position: int, keys, storages: dict) -> dict[st
         count = int.from_bytes(data[position : position + 8], "little", signed=True)
         start = position + 8
         if start > len(data) or storage.count * storage.dtype.itemsize > len(data) - start:
-            raise _Refused(f"truncated inside {where}, which claims {storage.count:,} values")
+            claim = f"which claims {storage.count:,} values"
+            raise _Refused(f"truncated inside {where}, {claim}: copy or download it again")
         if count != storage.count:
             raise _Refused(f"{where} has {count:,} values, the pickle says {storage.count:,}")
         raw = np.frombuffer(data, storage.dtype, count, start)
