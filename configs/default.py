@@ -65,19 +65,19 @@ def get_config() -> ConfigDict:
     config.augment = ConfigDict()  # 0 = off
     config.augment.flip_horizontal = 0.5  # probability; 0 where left and right matter
     config.augment.flip_vertical = 0.0  # probability
-    config.augment.shift = 0.0  # at most this fraction of the side
-    config.augment.brightness = 0.0  # at most +- this fraction of the full range
-    config.augment.contrast = 0.0  # factor 1 +- this
+    config.augment.shift = 0.1  # at most this fraction of the side
+    config.augment.brightness = 0.2  # at most +- this fraction of the full range
+    config.augment.contrast = 0.3  # factor 1 +- this
 
     config.train = ConfigDict()
     # At least this many epochs and this many updates: a small set gets more epochs.
-    config.train.epochs = 2
+    config.train.epochs = 3
     config.train.min_steps = 250
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or balanced
     config.train.select = "loss"  # validation value that names the best epoch: loss, auc, accuracy
     config.train.patience = 0  # stop after this many epochs without a better one; 0 = never
-    config.train.ema = 0.0  # decay of a moving average of the weights to evaluate; 0 = off
+    config.train.ema = 0.98  # decay of a moving average of the weights to evaluate; 0 = off
     config.train.devices = 0  # 0 = all of this machine
 
     config.eval = ConfigDict()

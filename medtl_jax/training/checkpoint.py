@@ -1,6 +1,8 @@
 """The last and the best checkpoint of a run, written by orbax in the background."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,14 +30,27 @@ def _manager(folder: pathlib.Path, keep: int, read_only: bool) -> ocp.Checkpoint
     return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
 
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, epoch: int) -> Iterator[None]:
+    """Turns what orbax raises on missing, cut or altered files into one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {manager.directory / str(epoch)} is damaged ({type(error).__name__}); "
+            f"delete {manager.directory.parent} to train anew"
+        ) from None
+
+
 def _restore_tree(manager: ocp.CheckpointManager, epoch: int, template: Tree) -> Tree:
     """The saved tree in the shape of `template`; every name, shape and dtype must agree.
 
     orbax itself fills what it finds and leaves the rest, so the comparison is made here.
     """
     wanted = _flatten(template)
-    metadata = manager.item_metadata(epoch).tree
-    metadata = dict(getattr(metadata, "tree", metadata))
+    with _reading(manager, epoch):
+        metadata = manager.item_metadata(epoch).tree
+        metadata = dict(getattr(metadata, "tree", metadata))
     problems = [f"{name} is missing" for name in wanted.keys() - metadata.keys()]
     problems += [f"{name} is not of this model" for name in metadata.keys() - wanted.keys()]
     problems += [
@@ -50,7 +65,9 @@ def _restore_tree(manager: ocp.CheckpointManager, epoch: int, template: Tree) ->
             f"checkpoint {manager.directory} does not fit this model and config: "
             f"{sorted(problems)[0]} ({len(problems)} differences)"
         )
-    saved = manager.restore(epoch, args=ocp.args.Composite(tree=ocp.args.StandardRestore(wanted)))
+    arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted))
+    with _reading(manager, epoch):
+        saved = manager.restore(epoch, args=arguments)
     leaves = [saved.tree[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
@@ -78,8 +95,10 @@ class Checkpoints:
         """Starts writing; `best` is given when this epoch is the best so far."""
         # The copies keep the buffers alive and unchanged while the next step donates the state.
         if best is not None:
-            if epoch in self._best.all_steps():
-                self._best.delete(epoch)
+            # Left by a run that was killed, or begun anew: orbax would skip an older epoch.
+            for later in self._best.all_steps():
+                if later >= epoch:
+                    self._best.delete(later)
             tree = ocp.args.StandardSave(_flatten(jax.tree.map(jnp.copy, best)))
             self._best.save(epoch, args=ocp.args.Composite(tree=tree))
             self._best.wait_until_finished()
@@ -93,17 +112,20 @@ class Checkpoints:
 
     def history(self) -> list[dict]:
         """The epoch records of the last checkpoint. UserError if there is none."""
+        self._last.wait_until_finished()
         epoch = self._last.latest_step()
         if epoch is None:
             raise UserError(f"{self._last.directory} has no checkpoint: train that run first")
         return self._history(epoch)
 
     def _history(self, epoch: int) -> list[dict]:
-        saved = self._last.restore(epoch, args=ocp.args.Composite(history=ocp.args.JsonRestore()))
-        return saved.history["epochs"]
+        arguments = ocp.args.Composite(history=ocp.args.JsonRestore())
+        with _reading(self._last, epoch):
+            return self._last.restore(epoch, args=arguments).history["epochs"]
 
     def restore_last(self, template: Tree) -> tuple[Tree, list[dict]] | None:
         """`(state, history)` of the last epoch, or None for a run that has none yet."""
+        self._last.wait_until_finished()
         epoch = self._last.latest_step()
         if epoch is None:
             return None

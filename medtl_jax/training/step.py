@@ -87,11 +87,25 @@ def evaluation_variables(state: TrainState) -> Tree:
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def _moving_average(ema: Tree, new: Tree, decay: float, step: jax.Array) -> Tree:
+def _moving_average(
+    ema: Tree, new: Tree, decay: float, step: jax.Array, table: Mapping[str, str]
+) -> Tree:
     # Early on the average would be dominated by the start; this is the usual warm-up of the
     # decay (Abadi et al. 2015, ExponentialMovingAverage with num_updates).
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, value: old + (1 - decay) * (value - old), ema, new)
+    count = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+
+    def average(old, value):
+        return old + (1 - decay) * (value - old)
+
+    # A frozen leaf is its own average: computing it would turn -0.0 into 0.0.
+    return {
+        kind: {
+            stage: tree if table[stage] == FROZEN else jax.tree.map(average, tree, new[kind][stage])
+            for stage, tree in stages.items()
+        }
+        for kind, stages in ema.items()
+    }
 
 
 def train_step(
@@ -134,7 +148,7 @@ def train_step(
     ema = state.ema
     if parts.ema_decay:
         new = {"params": params, "batch_stats": batch_stats}
-        ema = _moving_average(ema, new, parts.ema_decay, state.step)
+        ema = _moving_average(ema, new, parts.ema_decay, state.step, parts.table)
     size = jnp.float32(logits.shape[0])
     norms = group_norms(gradients, parts.table)
     logged = {

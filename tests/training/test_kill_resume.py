@@ -1,0 +1,92 @@
+"""The command line, killed and started again: the same predictions to the byte."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "data.phantom.train": 48,
+    "data.phantom.val": 16,
+    "data.phantom.test": 16,
+    "model.image_size": 32,
+    "train.epochs": 4,
+    "train.min_steps": 0,
+    "train.ema": 0.5,
+    "data.batch_size": 16,
+    "eval.batch_size": 16,
+    "eval.resamples": 50,
+}
+
+
+@pytest.fixture
+def start(compilation_cache):
+    """`start(workdir, **overrides)`: the process of one call of launch.py."""
+
+    def begin(workdir, **overrides):
+        settings = {**SETTINGS, **overrides}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        if compilation_cache:
+            environment["JAX_COMPILATION_CACHE_DIR"] = compilation_cache
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "launch.py",
+                "--config=configs/finetune.py",
+                f"--workdir={workdir}",
+                *(f"--config.{key}={value}" for key, value in settings.items()),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+
+    return begin
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill(process, folder, epochs, delay):
+    """Kills the process `delay` seconds after its log has that many epochs."""
+    log = folder / "metrics.jsonl"
+    while epochs and not (log.is_file() and len(log.read_text().splitlines()) >= epochs):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it had ended before"
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_an_uninterrupted_one(start, tmp_path):
+    whole, killed, scored = (tmp_path / name for name in ("whole", "killed", "scored"))
+    finish(start(whole))
+    rng = random.Random(0)
+    for epochs, longest in ((0, 4.0), (1, 0.2), (3, 0.4)):
+        kill(start(killed), killed, epochs, rng.uniform(0.0, longest))
+    finish(start(killed))
+    assert (killed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+
+    history = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+    chosen = min(history, key=lambda record: (record["val_loss"], record["epoch"]))
+    evaluate = {"experiment": "evaluate", "eval.run": killed, "eval.splits": "val"}
+    finish(start(scored, **evaluate))
+    metrics = json.loads((scored / "metrics.json").read_text())
+    assert metrics["val"]["accuracy"]["value"] == chosen["val_accuracy"]

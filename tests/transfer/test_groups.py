@@ -1,0 +1,102 @@
+"""The table of groups: every stage exactly once, and what it drives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medtl_jax.errors import UserError
+from medtl_jax.transfer import groups
+
+STAGES = ("stem", "stage1", "stage2", "features", "head")
+
+
+def patterns(frozen="", low="", high=""):
+    return {"frozen": frozen, "low": low, "high": high}
+
+
+def test_every_stage_gets_its_group():
+    found = groups.assign_stages(STAGES, patterns("stem, stage[1]", "stage2,features", "head"))
+    assert found == {
+        "stem": "frozen",
+        "stage1": "frozen",
+        "stage2": "low",
+        "features": "low",
+        "head": "high",
+    }
+    assert list(found) == list(STAGES)
+    assert groups.frozen_stages(found) == ("stem", "stage1")
+
+
+def test_a_pattern_must_match_the_whole_name():
+    # "stage1" is no part of "stage10", and two patterns of one group may overlap.
+    table = groups.assign_stages(
+        ("stage1", "stage10", "head"), patterns("stage1", "", "stage1.,stage10,head")
+    )
+    assert table == {"stage1": "frozen", "stage10": "high", "head": "high"}
+
+
+def test_empty_groups_are_allowed():
+    assert set(groups.assign_stages(STAGES, patterns(high=".*")).values()) == {"high"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            patterns("stem,stage3", "stage.,features", "head"),
+            "transfer.groups.frozen: 'stage3' matches no stage of the model; "
+            "its stages are stem, stage1, stage2, features, head",
+        ),
+        (
+            patterns("stem", "(stage", "head"),
+            "transfer.groups.low: '(stage' is no regular expression "
+            "(missing ), unterminated subpattern at position 0)",
+        ),
+        (
+            patterns("stem,stage1", "stage.,features", "features,head"),
+            "transfer.groups: in two groups: stage1 (frozen and low), features (low and high); "
+            "name each stage once",
+        ),
+        (
+            patterns("stem", "features", "head"),
+            "transfer.groups: in no group: stage1, stage2; add to frozen, low or high",
+        ),
+        (
+            patterns(frozen=".*"),
+            "transfer.groups: every stage is frozen; leave at least the head to train",
+        ),
+    ],
+)
+def test_mistakes_are_named(config, message):
+    with pytest.raises(UserError) as caught:
+        groups.assign_stages(STAGES, config)
+    assert str(caught.value) == message
+
+
+PARAMS = {"stem": {"conv": {"kernel": jnp.ones(3)}}, "head": {"bias": jnp.ones(2)}}
+TABLE = {"stem": "frozen", "head": "low"}
+
+
+def test_label_tree_has_one_label_a_leaf():
+    assert groups.label_tree(PARAMS, TABLE) == {
+        "stem": {"conv": {"kernel": "frozen"}},
+        "head": {"bias": "low"},
+    }
+
+
+def test_label_tree_needs_every_stage():
+    with pytest.raises(KeyError, match="head"):
+        groups.label_tree(PARAMS, {"stem": "frozen"})
+
+
+def test_stop_frozen_stops_the_gradient_of_frozen_leaves_alone():
+    def loss(params):
+        stopped = groups.stop_frozen(params, TABLE)
+        return (3.0 * stopped["stem"]["conv"]["kernel"]).sum() + (
+            2.0 * stopped["head"]["bias"]
+        ).sum()
+
+    gradient = jax.grad(loss)(PARAMS)
+    np.testing.assert_array_equal(gradient["stem"]["conv"]["kernel"], [0, 0, 0])
+    np.testing.assert_array_equal(gradient["head"]["bias"], [2, 2])
