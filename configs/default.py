@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     # At least this many epochs and this many updates: a small set gets more epochs.
-    config.train.epochs = 3
+    config.train.epochs = 2
     config.train.min_steps = 250
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or balanced
