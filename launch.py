@@ -46,14 +46,20 @@ def run_command(argv: Sequence[str]) -> int:
         if options.help:
             print(f"{__doc__}{options.get_help()}\n\nThe keys of the config: configs/default.py")
             return 0
+        _keep_freed_memory()
+        _prepare_xla()
         config = _apply_settings(_load_study(options.config), settings)
         _run_experiment(config, options.workdir, argv)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues the run", file=sys.stderr)
+        print("interrupted; the same command continues or repeats the run", file=sys.stderr)
         return 130
+    except OSError as error:
+        # A disk that is full or a folder that may not be read, met anywhere along the way.
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -93,24 +99,10 @@ def _load_study(path: str) -> ConfigDict:
         raise UserError(f"--config={path}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path} must define get_config(), which returns a ConfigDict")
-    _check_study(config, path)
+    from experiments.settings import check_config
+
+    check_config(config.to_dict(), f"--config={path}")
     return config
-
-
-def _check_study(config: ConfigDict, path: str) -> None:
-    """UserError unless `config` has the keys of `configs/default.py`, and values of its types."""
-    from configs import default
-
-    found, wanted = dict(_items(config)), dict(_items(default.get_config()))
-    for key in sorted(found.keys() ^ wanted.keys()):
-        fault = "lacks the key" if key in wanted else "has the unknown key"
-        raise UserError(f"--config={path} {fault} {key}; start from configs/default.py")
-    for key, value in found.items():
-        accepted = (float, int) if type(wanted[key]) is float else (type(wanted[key]),)
-        if type(value) not in accepted:
-            raise UserError(
-                f"--config={path}: {key}={value!r} must be of the type of {wanted[key]!r}"
-            )
 
 
 def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,15 +183,15 @@ def _run_experiment(config: dict, workdir: str, argv: Sequence[str]) -> None:
     name = config["experiment"]
     if name not in EXPERIMENTS:
         raise UserError(f"experiment={name!r} is not known; choose from {', '.join(EXPERIMENTS)}")
-    _keep_freed_memory()
-    _prepare_xla()
     experiment = importlib.import_module(f"experiments.{name}")
-    from experiments.study import Request, check_ranges
+    from experiments.settings import check_ranges
+    from experiments.study import Request
+    from medtl_jax.files import user_path
     from medtl_jax.runs import default_folder
 
     check_ranges(config)
     config = experiment.resolve(config)
-    folder = pathlib.Path(workdir) if workdir else default_folder(config)
+    folder = user_path(workdir, "--workdir") if workdir else default_folder(config)
     command = f"python launch.py {shlex.join(argv[1:])}"
     experiment.run(Request(config, folder, command, Console()))
 

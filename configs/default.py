@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.model.weights = "imagenet"  # imagenet | none | path of a .pth file
     config.model.image_size = 128  # pixels; images are resized to a square
     config.model.dropout = 0.2  # before the head
-    config.model.drop_path = 0.0  # of the last block, growing linearly from 0
+    config.model.drop_path = 0.0  # block i of n drops its residual with this rate times i / n
     config.model.compute = "float32"  # or bfloat16; parameters and statistics stay float32
 
     config.data = ConfigDict()

@@ -3,13 +3,14 @@
     python launch.py --config=configs/finetune.py --config.experiment=evaluate \\
         --config.eval.run=RUN --config.data.name=folder --config.data.dir=DIR
 
-The model comes from the run folder; of the config only `data` and `eval` take part.
+`config.data` names the images and `config.eval.splits` the splits; the model, and what it was
+made with, come from the run folder.
 """
 
-from experiments import study
+from experiments import reporting, study, trained
 from experiments.study import Request
 from medtl_jax import runs
-from medtl_jax.data.npz import SPLITS
+from medtl_jax.data.catalog import SPLITS
 from medtl_jax.errors import UserError
 from medtl_jax.report.predict import predict_splits
 from medtl_jax.training.devices import check_batch_size, data_mesh
@@ -17,8 +18,8 @@ from medtl_jax.training.inference import make_predict
 
 
 def resolve(config: dict) -> dict:
-    """The config as it is."""
-    return config
+    """The config with the model's sections taken from the run."""
+    return trained.take_over(config)
 
 
 def run(request: Request) -> None:
@@ -30,12 +31,13 @@ def run(request: Request) -> None:
         raise UserError(f"eval.splits={config['eval']['splits']!r}: name some of train,val,test")
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
-    trained = study.open_run(config["eval"]["run"])
-    data = {**config, "model": trained.config["model"]}
-    dataset = study.read_data(data, console, classes=trained.classes, splits=splits)
-    environment = study.describe(data, dataset, trained.report)
+    model = trained.open_run(trained.run_folder(config))
+    dataset = study.read_data(config, console, model.channels, classes=model.classes, splits=splits)
+    environment = study.describe(config, dataset, model.weights)
+    environment["checkpoint_sha256"] = model.sha256
     runs.open_folder(folder, config, environment)
-    predict = make_predict(trained.network, trained.spec, mesh, config["eval"]["batch_size"])
-    predictions = predict_splits(predict, trained.variables, dataset, splits)
-    notes = [f"Checkpoint of epoch {trained.epoch} of {config['eval']['run']}."]
-    study.finish(request, dataset, environment, predictions, [], notes)
+    with runs.hold(folder):
+        predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
+        predictions = predict_splits(predict, model.variables, dataset, splits)
+        notes = [f"Checkpoint of epoch {model.epoch} of {config['eval']['run']}."]
+        reporting.finish(request, environment, predictions, [], notes)

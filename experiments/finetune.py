@@ -4,7 +4,8 @@ import dataclasses
 
 import jax
 
-from experiments import study
+from experiments import reporting, study
+from experiments.settings import default_section
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.augment.policy import make_augment
@@ -16,10 +17,11 @@ from medtl_jax.report.predict import predict_splits
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.devices import DataMesh, check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
-from medtl_jax.training.loop import LoopSettings, best_epoch, fit
+from medtl_jax.training.loop import LoopSettings, best_epoch, check_splits, fit
 from medtl_jax.training.step import StepParts, TrainState, create_state, evaluation_variables
 from medtl_jax.transfer.groups import assign_stages, label_tree
 from medtl_jax.transfer.optim import Schedule, make_optimizer, make_schedules
+from medtl_jax.weights.sources import find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,11 @@ class Prepared:
 def resolve(config: dict) -> dict:
     """The config as it takes effect.
 
-    Without pretrained weights there is nothing to keep or to move slowly: every stage is then
-    in the group `high`.
+    Without pretrained weights there is nothing to keep or to move slowly: unless the study has
+    groups of its own, every stage is then in the group `high`.
     """
-    if config["model"]["weights"] != "none":
+    groups = config["transfer"]["groups"]
+    if config["model"]["weights"] != "none" or groups != default_section("transfer")["groups"]:
         return config
     groups = {"frozen": "", "low": "", "high": ".*"}
     return {**config, "transfer": {**config["transfer"], "groups": groups}}
@@ -52,16 +55,16 @@ def run(request: Request) -> None:
     config, folder = request.config, request.folder
     runs.check_folder(folder, config)
     if runs.is_finished(folder):
-        request.console.note(f"{folder} is finished; for another run name another --workdir")
-        study.say_result(folder, runs.read_json(folder / runs.METRICS), request.console)
+        reporting.say_finished(request)
         return
     prepared = prepare(request)
     runs.open_folder(folder, config, prepared.environment)
-    train_and_report(request, prepared)
+    with runs.hold(folder):
+        train_and_report(request, prepared)
 
 
 def prepare(request: Request) -> Prepared:
-    """Reads data and weights and builds every part; the cheap checks come first."""
+    """Reads data and weights and builds every part; what needs no data is checked first."""
     config, console = request.config, request.console
     train = config["train"]
     settings = LoopSettings(
@@ -77,8 +80,12 @@ def prepare(request: Request) -> Prepared:
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
     spec = model_spec(config["model"]["name"])
     table = assign_stages((*spec.stages, spec.head), config["transfer"]["groups"])
+    augment = make_augment(config["augment"])
+    if config["model"]["weights"] != "none":
+        find_weights(spec.name, config["model"]["weights"])
     dataset = study.read_data(config, console)
     labels, classes = dataset.splits["train"].labels, dataset.spec.classes
+    check_splits(dataset, settings)
     steps = steps_per_epoch(len(labels), settings.batch_size)
     settings = settings.for_set(steps)
     console.note(f"training: {settings.epochs} epochs of {steps} steps")
@@ -86,6 +93,7 @@ def prepare(request: Request) -> Prepared:
     network, spec = study.make_model(config, len(classes))
     variables, report = study.initial_variables(network, spec, config["model"], config["seed"])
     console.note(f"weights: {report}" if report else "weights: none, every stage starts at random")
+    console.note("groups: " + ", ".join(f"{stage} {group}" for stage, group in table.items()))
     weights = class_weights(labels, len(classes), train["class_weights"])
     tree = label_tree(variables["params"], table)
     parts = StepParts(
@@ -94,9 +102,13 @@ def prepare(request: Request) -> Prepared:
         optimizer=make_optimizer(config["optim"], tree, schedules),
         table=table,
         terms=((1.0, cross_entropy(weights, train["label_smoothing"])),),
-        augment=make_augment(config["augment"]),
+        augment=augment,
         ema_decay=train["ema"],
     )
+    environment = study.describe(
+        config, dataset, study.weights_card(report, config["model"]["weights"])
+    )
+    environment["training"] = {"epochs": settings.epochs, "steps_per_epoch": steps}
     return Prepared(
         dataset=dataset,
         parts=parts,
@@ -104,9 +116,7 @@ def prepare(request: Request) -> Prepared:
         schedules=schedules,
         settings=settings,
         mesh=mesh,
-        environment=study.describe(
-            config, dataset, study.weights_card(report, config["model"]["weights"])
-        ),
+        environment=environment,
     )
 
 
@@ -135,4 +145,4 @@ def train_and_report(request: Request, prepared: Prepared) -> None:
     predictions = predict_splits(predict, best, dataset, ("val", "test"))
     history = [{**record, "best": record["epoch"] == chosen} for record in history]
     notes = [f"Epoch {chosen} of {len(history)} chosen by validation {settings.select}."]
-    study.finish(request, dataset, prepared.environment, predictions, history, notes)
+    reporting.finish(request, prepared.environment, predictions, history, notes)

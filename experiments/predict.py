@@ -4,49 +4,61 @@
         --config.eval.run=RUN --config.data.dir=IMAGES
 
 Writes `predictions.csv`: the path of each image, the most probable class, and a column for
-each class. The model comes from the run folder.
+each class. Model, image size and bit depth of 16-bit files are those of the run.
 """
 
 import csv
+import hashlib
+import io
 
-from experiments import study
+from experiments import trained
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.images import read_images_for_prediction
 from medtl_jax.errors import UserError
+from medtl_jax.files import write_file
 from medtl_jax.report.predict import predict_scores
 from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
 
 
 def resolve(config: dict) -> dict:
-    """The config as it is."""
-    return config
+    """The config with the model's sections taken from the run."""
+    return trained.take_over(config)
 
 
 def run(request: Request) -> None:
     """Writes `predictions.csv` for the images of `config.data.dir`."""
     config, folder, console = request.config, request.folder, request.console
-    runs.check_folder(folder, config)
     if not config["data"]["dir"]:
         raise UserError("data.dir is empty: name the folder of images, or one image, to predict")
+    runs.check_folder(folder, config)
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
-    trained = study.open_run(config["eval"]["run"])
-    # The depth belongs to what the network was trained on, not to this command.
-    depth = trained.config["data"]["bit_depth"]
-    size = trained.config["model"]["image_size"]
-    images, ids = read_images_for_prediction(config["data"]["dir"], size, depth, trained.channels)
-    environment = {**runs.describe_environment(), "weights": trained.report}
+    model = trained.open_run(trained.run_folder(config))
+    with console.progress("images") as advance:
+        images, ids = read_images_for_prediction(
+            config["data"]["dir"],
+            config["model"]["image_size"],
+            model.bit_depth,
+            model.channels,
+            advance,
+        )
+    environment = {
+        **runs.describe_environment(),
+        "data_sha256": hashlib.sha256(images).hexdigest(),
+        "weights": model.weights,
+        "weights_sha256": model.weights["sha256"],
+        "checkpoint_sha256": model.sha256,
+    }
     runs.open_folder(folder, config, environment)
-    predict = make_predict(trained.network, trained.spec, mesh, config["eval"]["batch_size"])
-    scores = predict_scores(predict, trained.variables, images)
-    path = folder / "predictions.csv"
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "predicted", *trained.classes])
+    with runs.hold(folder):
+        predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
+        scores = predict_scores(predict, model.variables, images)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["path", "predicted", *model.classes])
         for name, row in zip(ids, scores, strict=True):
-            writer.writerow([name, trained.classes[row.argmax()], *(f"{p:.6f}" for p in row)])
-    part.replace(path)
-    console.note(f"{len(ids)} images: {path}")
+            writer.writerow([name, model.classes[row.argmax()], *(f"{p:.6f}" for p in row)])
+        write_file(folder / "predictions.csv", text.getvalue())
+    console.note(f"{len(ids)} images: {folder / 'predictions.csv'}")

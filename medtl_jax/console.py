@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,8 +20,9 @@ class Console:
         self._rich = rich.console.Console(highlight=False, markup=False, emoji=False)
 
     def note(self, text: str) -> None:
-        """Prints one line, above the bar if there is one."""
-        self._rich.print(text, soft_wrap=True)
+        """Prints a text, above the bar if there is one; control characters as `?`."""
+        # File and class names come from outside; an escape sequence could rewrite the screen.
+        self._rich.print(re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", "?", text), soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Advance]:

@@ -1,5 +1,6 @@
 """The run folder: what is written where, when it may be reused, and what made it."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -8,31 +9,46 @@ import pathlib
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
 from medtl_jax.errors import UserError
+from medtl_jax.files import user_path, write_file
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
-# A config.json is small; a larger one was not written by this program.
-_MOST_BYTES = 1_000_000
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+)
+# What a run was begun with and may not change under it: key of environment.json -> its name.
+_FIXED = {"data_sha256": "data", "weights_sha256": "weights", "checkpoint_sha256": "checkpoint"}
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes `value` to `path`, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    part.replace(path)
+    write_file(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path, most_bytes: int = 10_000_000) -> dict[str, Any]:
     """The mapping in a JSON file of a run folder. UserError where there is none to be had."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise UserError(f"{path} is larger than {_MOST_BYTES} bytes: not written by medtl_jax")
+        if path.stat().st_size > most_bytes:
+            raise UserError(f"{path} is larger than {most_bytes} bytes: not written by medtl_jax")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
@@ -66,7 +82,13 @@ def is_finished(folder: pathlib.Path) -> bool:
 
 
 def check_folder(folder: pathlib.Path, config: dict) -> None:
-    """UserError if `folder` exists and holds anything but an earlier part of this very run."""
+    """UserError if `folder` exists and holds anything but an earlier part of this very run.
+
+    A folder inside the data is refused too: its pictures would be read as data.
+    """
+    data = config["data"]["dir"]
+    if data and folder.resolve().is_relative_to(user_path(data, "data.dir").resolve()):
+        raise UserError(f"--workdir={folder} lies inside data.dir={data}; name a folder elsewhere")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -101,7 +123,7 @@ def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
     check_folder(folder, config)
     if (folder / CONFIG).is_file():
         earlier = read_json(folder / ENVIRONMENT)
-        for key, what in (("data_sha256", "data"), ("weights_sha256", "weights")):
+        for key, what in _FIXED.items():
             if earlier.get(key) != environment.get(key):
                 raise UserError(
                     f"--workdir={folder} was begun with other {what} ({key} differs); "
@@ -125,6 +147,26 @@ def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def hold(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process out of the run folder. UserError if there is one in it."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"--workdir={folder}: another process is at work on this run; wait for it or name "
+                "another folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def describe_environment() -> dict[str, Any]:
     """Versions, devices and the commit, for `environment.json` and the report."""
     return {
@@ -142,8 +184,9 @@ def describe_environment() -> dict[str, Any]:
 def _commit() -> str:
     """The commit of the source tree, `+changes` if it is edited, or the package's version."""
 
+    folder = pathlib.Path(__file__).resolve().parents[1]
+
     def git(*arguments: str) -> str:
-        folder = pathlib.Path(__file__).resolve().parent
         return subprocess.run(
             ["git", "-C", str(folder), *arguments],
             capture_output=True,
@@ -152,8 +195,11 @@ def _commit() -> str:
             check=True,
         ).stdout.strip()
 
+    version = f"medtl_jax {importlib.metadata.version('medtl_jax')}"
     try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+        # An installed copy may lie inside a repository of somebody else's.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != folder:
+            return version
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return f"medtl_jax {importlib.metadata.version('medtl_jax')}"
+        return version

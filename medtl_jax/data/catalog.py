@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -63,12 +64,15 @@ class Dataset:
     splits: dict[str, Split]
 
     def checksum(self) -> str:
-        """SHA-256 (hex) over ids, labels and pixels of every split, in split-name order."""
+        """SHA-256 (hex) over class names and every split's ids, patients, labels and pixels."""
         digest = hashlib.sha256()
+        digest.update(json.dumps(self.spec.classes).encode())
         for name in sorted(self.splits):
             split = self.splits[name]
             digest.update(f"{name} {split.images.shape}\n".encode())
-            digest.update("\n".join(split.ids.tolist()).encode())
+            digest.update(json.dumps(split.ids.tolist()).encode())
+            if split.patients is not None:
+                digest.update(json.dumps(split.patients.tolist()).encode())
             digest.update(np.ascontiguousarray(split.labels, np.int32).tobytes())
             digest.update(np.ascontiguousarray(split.images))
         return digest.hexdigest()

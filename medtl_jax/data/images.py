@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medtl_jax.errors import UserError
+from medtl_jax.files import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 MAX_PIXELS = 100_000_000
@@ -179,7 +180,11 @@ def physical_memory() -> float:
 
 
 def read_images_for_prediction(
-    folder_or_file: str | Path, image_size: int, bit_depth: int = 16, channels: int | None = None
+    folder_or_file: str | Path,
+    image_size: int,
+    bit_depth: int = 16,
+    channels: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns `(images, ids)`: uint8 `[n, s, s, c]` and str `[n]`, without labels.
 
@@ -192,11 +197,12 @@ def read_images_for_prediction(
       image_size: s.
       bit_depth: bits in use in 16-bit files: the one the model was trained with.
       channels: c = 1 (colour images become grey, ITU-R 601 luma), 3, or None as in the files.
+      progress: called as `progress(done, total, text)`.
 
     Raises:
       UserError: no such path, no image in it, or images that cannot be read.
     """
-    root = Path(folder_or_file).expanduser()
+    root = user_path(str(folder_or_file), "data.dir")
     if root.is_dir():
         found = sorted(_walk_images(root), key=lambda path: path.relative_to(root).as_posix())
         ids = [path.relative_to(root).as_posix() for path in found]
@@ -206,12 +212,17 @@ def read_images_for_prediction(
         found, ids = [root], [root.name]
     else:
         raise UserError(f"no such file or folder: {root}")
-    images, _ = decode_many(found, image_size, bit_depth, channels=channels, check_depth=False)
+    images, _ = decode_many(
+        found, image_size, bit_depth, channels=channels, check_depth=False, progress=progress
+    )
     return images, np.array(ids, dtype=str)
 
 
 def _walk_images(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permission")
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
@@ -326,6 +337,13 @@ def _deep_to_grey(image: Image.Image, image_size: int, bit_depth: int) -> _Decod
 
 def _resize(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def to_grey(images: np.ndarray) -> np.ndarray:
+    """Returns uint8 `[n, s, s, 1]` of `[n, s, s, 1 or 3]`: ITU-R 601 luma, as for single files."""
+    if images.shape[-1] == 1:
+        return images
+    return np.stack([_with_channels(image, 1) for image in images])
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from medtl_jax.data.catalog import SPLITS, Dataset, check_equal_classes
 from medtl_jax.data.images import Progress, one_line
 from medtl_jax.data.npz import load_npz
 from medtl_jax.errors import UserError
+from medtl_jax.files import user_path
 
 SIZES = (28, 64, 128, 224)
 
@@ -299,7 +300,7 @@ def _look_up(name: str) -> tuple[MedMnistSet, int]:
 
 
 def _find_or_download(name: str, md5: str, folder: str | Path, progress: Progress | None) -> Path:
-    root = Path(folder).expanduser() if str(folder) else Path(pooch.os_cache("medtl_jax"))
+    root = user_path(str(folder), "data.dir") if str(folder) else Path(pooch.os_cache("medtl_jax"))
     if root.is_file():
         raise UserError(f"data.dir must be a folder for medmnist/{name}, and {root} is a file")
     path = root / f"{name}.npz"

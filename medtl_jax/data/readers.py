@@ -22,6 +22,7 @@ from medtl_jax.data.listing import Entry, list_csv, list_folder
 from medtl_jax.data.medmnist import classes_by_file_name, load_medmnist
 from medtl_jax.data.npz import load_npz
 from medtl_jax.errors import UserError
+from medtl_jax.files import user_path
 
 NAMES = ("phantom", "npz", "medmnist/<flag>", "folder", "csv")
 
@@ -262,7 +263,7 @@ def _required_path(config: Mapping[str, Any], what: str) -> Path:
     text = str(config.get("dir") or "")
     if not text:
         raise UserError(f"data.dir is empty: set it to {what} for data.name={config['name']}")
-    return Path(text).expanduser()
+    return user_path(text, "data.dir")
 
 
 def _seed(config: Mapping[str, Any]) -> int:

@@ -42,7 +42,7 @@ class InvertedResidual(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, update: bool) -> jax.Array:
         spec, c = self.spec, x.shape[-1]
         common = {"momentum": self.momentum, "eps": self.eps, "dtype": self.dtype}
         y = x
@@ -58,7 +58,7 @@ class InvertedResidual(nn.Module):
         )(y, update=update)
         y = ConvNormAct(spec.features, activation=None, **common, name="project")(y, update=update)
         if self.stride == 1 and c == spec.features:
-            y = x + DropPath(self.drop_path, name="drop_path")(y, train=train)
+            y = x + DropPath(self.drop_path, name="drop_path")(y, train=update)
         return y
 
 
@@ -73,7 +73,8 @@ class EfficientNetLite(nn.Module):
       stages: the table of blocks.
       stem_width, top_width: channels of the first convolution and of the last.
       dropout: rate before the head.
-      drop_path: rate of the last block; it grows linearly from 0 at the first.
+      drop_path: block i of n drops its residual with the rate `drop_path * i / n`, as in the
+        original; a frozen stage drops none.
       momentum, eps: of the batch norms.
       dtype: of the computation; parameters and statistics stay float32.
     """
@@ -112,7 +113,7 @@ class EfficientNetLite(nn.Module):
             name = f"stage{number}"
             rates = tuple(self.drop_path * (done + i) / total for i in range(spec.repeats))
             done += spec.repeats
-            x = Stage(spec, rates, **common, name=name)(x, train=train, update=update(name))
+            x = Stage(spec, rates, **common, name=name)(x, update=update(name))
             out[name] = x
         x = ConvNormAct(self.top_width, **common, name="features")(x, update=update("features"))
         x = x.mean((1, 2), dtype=jnp.float32)
@@ -132,7 +133,7 @@ class Stage(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, update: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_paths):
             x = InvertedResidual(
                 self.spec,
@@ -142,5 +143,5 @@ class Stage(nn.Module):
                 self.eps,
                 self.dtype,
                 name=f"block{i + 1}",
-            )(x, train=train, update=update)
+            )(x, update=update)
         return x

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
+from medtl_jax.files import write_file
 from medtl_jax.metrics.scores import auc_columns
 from medtl_jax.report.tables import LABELS, format_interval, format_value, overall, printable
 
@@ -283,10 +284,8 @@ def choose_examples(target: np.ndarray, score: np.ndarray, count: int = 12) -> n
 
 def save_figures(figures: dict[str, Figure], folder: pathlib.Path | str) -> None:
     """Writes each figure to `folder/<name>.png`; equal figures give equal bytes."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        (folder / f"{name}.png").write_bytes(encode_png(figure))
+        write_file(pathlib.Path(folder) / f"{name}.png", encode_png(figure))
 
 
 @styled

@@ -8,13 +8,12 @@ a phone and prints.
 import base64
 import html
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from medtl_jax.errors import UserError
+from medtl_jax.files import write_file
 from medtl_jax.metrics.scores import CLASS_METRICS
 from medtl_jax.report.figures import DPI, encode_png
 from medtl_jax.report.tables import (
@@ -128,7 +127,7 @@ def write_report(
         _section("Configuration", _details("all settings", _json(config))),
         _section("Environment", _environment(environment)),
     ]
-    _write(pathlib.Path(path), _page(title, "\n".join(sections)))
+    write_file(pathlib.Path(path), _page(title, "\n".join(sections)))
 
 
 def _page(title: str, body: str) -> str:
@@ -148,21 +147,6 @@ def _page(title: str, body: str) -> str:
 </body>
 </html>
 """
-
-
-def _write(path: pathlib.Path, page: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_text(page, encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --workdir"
-        ) from error
 
 
 def _headline(metrics: dict[str, dict], notes: Sequence[str]) -> str:

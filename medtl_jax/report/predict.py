@@ -1,6 +1,7 @@
 """From variables and a data set to predictions: the one place that opens the test split."""
 
 import dataclasses
+import io
 import pathlib
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from medtl_jax.data.catalog import Dataset
 from medtl_jax.errors import UserError
+from medtl_jax.files import write_file
 from medtl_jax.metrics.uncertainty import score_with_intervals
 from medtl_jax.training.inference import Predict, probabilities
 
@@ -20,12 +22,14 @@ class Predictions:
       ids: str `[n]`.
       target: int32 `[n]`.
       score: float32 `[n, classes]`, probabilities.
+      images: uint8 `[n, h, w, c]`, for the report's examples.
       patients: str `[n]` or None.
     """
 
     ids: np.ndarray
     target: np.ndarray
     score: np.ndarray
+    images: np.ndarray
     patients: np.ndarray | None = None
 
 
@@ -45,7 +49,7 @@ def predict_splits(
     for name in names:
         split = dataset.splits[name]
         score = predict_scores(predict, variables, split.images)
-        found[name] = Predictions(split.ids, split.labels, score, split.patients)
+        found[name] = Predictions(split.ids, split.labels, score, split.images, split.patients)
     return found
 
 
@@ -70,7 +74,6 @@ def write_predictions(path: pathlib.Path, predictions: dict[str, Predictions]) -
             f"{name}_target": found.target,
             f"{name}_score": found.score,
         }
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    part.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_file(path, buffer.getvalue())

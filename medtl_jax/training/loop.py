@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from medtl_jax.console import Console
-from medtl_jax.data.catalog import Split
+from medtl_jax.data.catalog import Dataset, Split
 from medtl_jax.data.loader import steps_per_epoch, training_indices
 from medtl_jax.errors import UserError
+from medtl_jax.files import write_file
 from medtl_jax.metrics.scores import classification_scores
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.devices import DataMesh
@@ -64,6 +65,22 @@ class LoopSettings:
         return dataclasses.replace(self, epochs=max(self.epochs, needed))
 
 
+def check_splits(dataset: Dataset, settings: LoopSettings) -> None:
+    """UserError for splits that a run could not be trained on, or could not be chosen by."""
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    if settings.batch_size > len(train):
+        raise UserError(
+            f"data.batch_size={settings.batch_size} is larger than the training split "
+            f"({len(train)} images); lower it"
+        )
+    absent = set(range(len(dataset.spec.classes))) - set(val.labels.tolist())
+    if settings.select == "auc" and absent:
+        raise UserError(
+            f"train.select=auc is undefined: the validation split has no image of "
+            f"{dataset.spec.classes[min(absent)]}; choose train.select=loss"
+        )
+
+
 def best_epoch(history: list[dict], select: str) -> int:
     """The epoch (from 1) with the best validation value; the earliest of equals.
 
@@ -83,9 +100,7 @@ def best_epoch(history: list[dict], select: str) -> int:
 
 def write_history(path: pathlib.Path, history: list[dict]) -> None:
     """Writes the epochs as JSON lines, replacing the file in one step."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in history))
-    part.replace(path)
+    write_file(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in history))
 
 
 def make_runner(parts: StepParts, mesh: DataMesh, key: jax.Array, scan: bool):
@@ -121,10 +136,12 @@ def make_runner(parts: StepParts, mesh: DataMesh, key: jax.Array, scan: bool):
     return run
 
 
-def _means(logged: list[dict]) -> dict[str, float]:
+def _means(logged: list[dict]) -> dict[str, float | None]:
     sums = {name: float(np.sum([step[name] for step in logged])) for name in logged[0]}
     count = sums.pop("count")
-    return {name: value / count for name, value in sums.items()}
+    means = {name: value / count for name, value in sums.items()}
+    # JSON knows no infinity; a gradient's norm may overflow and the training still recover.
+    return {name: value if np.isfinite(value) else None for name, value in means.items()}
 
 
 def validate(predict: Predict, variables, images, split: Split, classes) -> dict:
@@ -211,10 +228,13 @@ def _stalled(history: list[dict], settings: LoopSettings) -> bool:
 
 
 def _line(record: dict, epochs: int, is_best: bool) -> str:
-    auc = record["val_auc"]
     return (
-        f"epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.4f}  "
+        f"epoch {record['epoch']}/{epochs}  loss {_shown(record['train_loss'])}  "
         f"val loss {record['val_loss']:.4f}  accuracy {record['val_accuracy']:.4f}  "
-        f"auc {'undefined' if auc is None else f'{auc:.4f}'}  "
+        f"auc {_shown(record['val_auc'])}  "
         f"{record['images_per_second']:.0f} images/s{'  best' if is_best else ''}"
     )
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

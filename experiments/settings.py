@@ -1,0 +1,74 @@
+"""What a config must look like before any experiment may use it."""
+
+import math
+
+from configs import default
+from medtl_jax.errors import UserError
+from medtl_jax.runs import flat_config
+
+_RATE = (0, math.nextafter(1.0, 0.0))
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "model.dropout": _RATE,
+    "model.drop_path": _RATE,
+    "data.batch_size": (1, 65_536),
+    "data.phantom.train": (1, 100_000),
+    "data.phantom.val": (1, 100_000),
+    "data.phantom.test": (1, 100_000),
+    "transfer.bn.momentum": _RATE,
+    "optim.momentum": (0, 1),
+    "optim.low.weight_decay": (0, math.inf),
+    "optim.low.clip": (0, math.inf),
+    "optim.high.weight_decay": (0, math.inf),
+    "optim.high.clip": (0, math.inf),
+    "train.epochs": (1, 100_000),
+    "train.min_steps": (0, 10_000_000),
+    "train.patience": (0, 100_000),
+    "train.label_smoothing": _RATE,
+    "train.ema": _RATE,
+    "eval.batch_size": (1, 65_536),
+    "eval.resamples": (1, 100_000),
+}
+_CHOICES = {
+    "model.compute": ("float32", "bfloat16"),
+    "optim.name": ("adamw", "sgd", "rmsprop"),
+    "train.class_weights": ("none", "balanced"),
+    "train.select": ("loss", "auc", "accuracy"),
+}
+
+
+def check_config(config: dict, where: str) -> None:
+    """UserError unless `config` has the keys of configs/default.py, of its types, in range.
+
+    `where` says whose config it is: a study's, or that of an earlier run.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{where} holds no configuration")
+    found, wanted = flat_config(config), flat_config(default.get_config().to_dict())
+    for key in sorted(found.keys() ^ wanted.keys()):
+        fault = "lacks the key" if key in wanted else "has the unknown key"
+        raise UserError(f"{where} {fault} {key}; start from configs/default.py")
+    for key, value in found.items():
+        accepted = (float, int) if type(wanted[key]) is float else (type(wanted[key]),)
+        if type(value) not in accepted:
+            raise UserError(f"{where}: {key}={value!r} must be of the type of {wanted[key]!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {key}={value} must be a finite number")
+
+
+def check_ranges(config: dict) -> None:
+    """UserError for a value that would otherwise fail late, after the data have been read."""
+    flat = flat_config(config)
+    for key, (low, high) in _RANGES.items():
+        if not low <= flat[key] <= high:
+            limit = " and less than 1" if high == _RATE[1] else f" and at most {high}"
+            upper = limit if math.isfinite(high) else ""
+            raise UserError(f"{key}={flat[key]} must be at least {low}{upper}")
+    for key, known in _CHOICES.items():
+        if flat[key] not in known:
+            raise UserError(f"{key}={flat[key]!r} is not known; choose from {', '.join(known)}")
+
+
+def default_section(name: str) -> dict:
+    """A section of configs/default.py, to tell what a user has changed."""
+    return default.get_config()[name].to_dict()

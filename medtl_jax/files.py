@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all."""
+
+import os
+import pathlib
+
+from medtl_jax.errors import UserError
+
+
+def write_file(path: pathlib.Path, content: bytes | str) -> None:
+    """Writes `content` to `path`, replacing it in one step; text as UTF-8.
+
+    Raises:
+      UserError: the disk is full, the folder is not writable, ...; nothing is left behind.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another --workdir"
+        ) from error
+
+
+def user_path(text: str, key: str) -> pathlib.Path:
+    """The path that a user wrote for the setting `key`, with `~` expanded."""
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={text}: {error}") from None
