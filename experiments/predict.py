@@ -10,13 +10,14 @@ each class. Model, image size and bit depth of 16-bit files are those of the run
 import csv
 import hashlib
 import io
+import json
 
 from experiments import trained
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.images import read_images_for_prediction
 from medtl_jax.errors import UserError
-from medtl_jax.files import write_file
+from medtl_jax.files import is_text, write_file
 from medtl_jax.report.predict import predict_scores
 from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
@@ -44,9 +45,14 @@ def run(request: Request) -> None:
             model.channels,
             advance,
         )
+    for name in ids:
+        if not is_text(name):
+            raise UserError(f"data.dir: the file name {str(name)!a} is not UTF-8; rename it")
+    digest = hashlib.sha256(json.dumps(ids.tolist()).encode())
+    digest.update(images)
     environment = {
         **runs.describe_environment(),
-        "data_sha256": hashlib.sha256(images).hexdigest(),
+        "data_sha256": digest.hexdigest(),
         "weights": model.weights,
         "weights_sha256": model.weights["sha256"],
         "checkpoint_sha256": model.sha256,

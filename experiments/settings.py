@@ -1,6 +1,7 @@
 """What a config must look like before any experiment may use it."""
 
 import math
+import reprlib
 
 from configs import default
 from medtl_jax.errors import UserError
@@ -12,6 +13,7 @@ _RANGES = {
     "model.dropout": _RATE,
     "model.drop_path": _RATE,
     "data.batch_size": (1, 65_536),
+    "data.bit_depth": (8, 16),
     "data.phantom.train": (1, 100_000),
     "data.phantom.val": (1, 100_000),
     "data.phantom.test": (1, 100_000),
@@ -42,18 +44,28 @@ def check_config(config: dict, where: str) -> None:
 
     `where` says whose config it is: a study's, or that of an earlier run.
     """
-    if not isinstance(config, dict):
-        raise UserError(f"{where} holds no configuration")
-    found, wanted = flat_config(config), flat_config(default.get_config().to_dict())
+    _check_section(config, default.get_config().to_dict(), where, "")
+
+
+def _check_section(found: dict, wanted: dict, where: str, prefix: str) -> None:
+    # Section by section, as deep as the defaults are: a flat form would take a key `model.name`
+    # at the top for one of the section `model`.
     for key in sorted(found.keys() ^ wanted.keys()):
         fault = "lacks the key" if key in wanted else "has the unknown key"
-        raise UserError(f"{where} {fault} {key}; start from configs/default.py")
-    for key, value in found.items():
-        accepted = (float, int) if type(wanted[key]) is float else (type(wanted[key]),)
+        raise UserError(f"{where} {fault} {prefix}{key}; start from configs/default.py")
+    for key, usual in wanted.items():
+        value, name = found[key], prefix + key
+        if isinstance(usual, dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {name}={reprlib.repr(value)} must be a section of keys")
+            _check_section(value, usual, where, f"{name}.")
+            continue
+        accepted = (float, int) if type(usual) is float else (type(usual),)
         if type(value) not in accepted:
-            raise UserError(f"{where}: {key}={value!r} must be of the type of {wanted[key]!r}")
+            shown = reprlib.repr(value)
+            raise UserError(f"{where}: {name}={shown} must be of the type of {usual!r}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where}: {key}={value} must be a finite number")
+            raise UserError(f"{where}: {name}={value} must be a finite number")
 
 
 def check_ranges(config: dict) -> None:

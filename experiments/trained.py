@@ -12,7 +12,7 @@ import numpy as np
 from experiments import settings, study
 from medtl_jax import runs
 from medtl_jax.errors import UserError
-from medtl_jax.files import user_path
+from medtl_jax.files import is_text, user_path
 from medtl_jax.models.registry import ModelSpec, variable_shapes
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.loop import best_epoch
@@ -107,11 +107,12 @@ def _read_card(folder: pathlib.Path) -> tuple[tuple[str, ...], int, dict]:
     valid = (
         isinstance(classes, list)
         and 2 <= len(classes) <= 100_000
-        and all(isinstance(name, str) for name in classes)
+        and all(is_text(name) for name in classes)
         and len(set(classes)) == len(classes)
-        and data.get("channels") in (1, 3)
+        and type(data.get("channels")) is int
+        and data["channels"] in (1, 3)
         and isinstance(weights, dict)
-        and all(isinstance(weights.get(key), str) for key in ("name", "sha256", "report"))
+        and all(is_text(weights.get(key)) for key in ("name", "sha256", "report"))
     )
     if not valid:
         raise UserError(f"{path} was not written by a training run of this version")

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 from medtl_jax.errors import UserError
 
@@ -28,6 +29,20 @@ def write_file(path: pathlib.Path, content: bytes | str) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or choose another --workdir"
         ) from error
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a str that can be written as UTF-8.
+
+    A file name of other bytes, or a JSON file made to harm, may hold half a character.
+    """
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def user_path(text: str, key: str) -> pathlib.Path:

@@ -19,6 +19,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
+import medtl_jax
 from medtl_jax.errors import UserError
 from medtl_jax.files import user_path, write_file
 
@@ -195,7 +196,7 @@ def _commit() -> str:
             check=True,
         ).stdout.strip()
 
-    version = f"medtl_jax {importlib.metadata.version('medtl_jax')}"
+    version = f"medtl_jax {medtl_jax.__version__}"
     try:
         # An installed copy may lie inside a repository of somebody else's.
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != folder:

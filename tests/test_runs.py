@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from medtl_jax import runs
 from medtl_jax.errors import UserError
 
-CONFIG = {"experiment": "finetune", "seed": 0, "optim": {"low": {"lr": 0.1}, "name": "sgd"}}
+CONFIG = {
+    "experiment": "finetune",
+    "seed": 0,
+    "data": {"dir": ""},
+    "optim": {"low": {"lr": 0.1}, "name": "sgd"},
+}
 ENVIRONMENT = {"data_sha256": "aa", "weights_sha256": "bb", "commit": "c"}
 
 
@@ -38,6 +43,25 @@ def test_a_file_or_a_foreign_folder_is_refused(tmp_path):
     assert error_of(runs.check_folder, file, CONFIG).endswith("is a file; name a new folder")
     message = error_of(runs.check_folder, tmp_path, CONFIG)
     assert "is not empty and no run folder; name a new folder" in message
+
+
+def test_a_folder_inside_the_data_is_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    inside = changed(data={"dir": str(tmp_path / "set")})
+    message = error_of(runs.check_folder, tmp_path / "set" / "deep" / "run", inside)
+    assert f"lies inside data.dir={tmp_path / 'set'}; name a folder elsewhere" in message
+    runs.check_folder(tmp_path / "set-run", inside)
+
+
+def test_a_second_holder_is_refused_until_the_first_is_gone(tmp_path):
+    with runs.hold(tmp_path):
+        assert "another process is at work on this run" in error_of(hold_once, tmp_path)
+    hold_once(tmp_path)
+
+
+def hold_once(folder):
+    with runs.hold(folder):
+        pass
 
 
 def test_open_writes_config_and_environment(tmp_path):
@@ -72,7 +96,7 @@ def test_another_config_is_named_key_by_key(tmp_path):
         f"--workdir={folder} holds a run of another config: optim.low.lr (0.1 there, 0.2 now); "
         "name another folder"
     )
-    message = error_of(runs.check_folder, folder, {"a": 1, "b": 2})
+    message = error_of(runs.check_folder, folder, {"a": 1, "b": 2, "data": {"dir": ""}})
     assert "a (None there, 1 now), b (None there, 2 now), experiment ('finetune' there" in message
     assert " and more; name another folder" in message
 
@@ -94,7 +118,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 def test_default_folder_is_a_function_of_the_config():
     # The hash must not change from one version to the next: the same command finds its run.
-    assert str(runs.default_folder(CONFIG)) == "runs/finetune-c30ed654"
+    assert str(runs.default_folder(CONFIG)) == "runs/finetune-dcff76c1"
     assert runs.default_folder(changed(seed=1)) != runs.default_folder(CONFIG)
     assert runs.default_folder(dict(reversed(CONFIG.items()))) == runs.default_folder(CONFIG)
 
@@ -103,6 +127,7 @@ def test_flat_config_by_hand():
     assert runs.flat_config(CONFIG) == {
         "experiment": "finetune",
         "seed": 0,
+        "data.dir": "",
         "optim.low.lr": 0.1,
         "optim.name": "sgd",
     }
@@ -144,10 +169,10 @@ def test_garbage_is_one_line(tmp_path, content):
 
 def test_a_huge_file_is_not_read(tmp_path):
     path = tmp_path / runs.CONFIG
-    path.write_bytes(b" " * 1_000_001)
-    assert "is larger than 1000000 bytes: not written by medtl_jax" in error_of(
-        runs.read_json, path
-    )
+    path.write_bytes(b" " * 10_000_001)
+    message = error_of(runs.read_json, path)
+    assert "is larger than 10000000 bytes: not written by medtl_jax" in message
+    assert "larger than 5 bytes" in error_of(runs.read_json, path, 5)
 
 
 def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):

@@ -205,7 +205,7 @@ def fit(
         write_history(folder / "metrics.jsonl", history)
         checkpoints.save(epoch, state, history, evaluation_variables(state) if is_best else None)
         console.note(_line(record, settings.epochs, is_best))
-    if _stalled(history, settings):
+    if len(history) < settings.epochs:
         console.note(
             f"stopped early: no better val {settings.select} in {settings.patience} epochs"
         )

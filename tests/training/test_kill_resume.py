@@ -77,7 +77,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(start, tmp_path):
     whole, killed, scored = (tmp_path / name for name in ("whole", "killed", "scored"))
     finish(start(whole))
     rng = random.Random(0)
-    for epochs, longest in ((0, 4.0), (1, 0.2), (3, 0.4)):
+    # While it starts, in each epoch, and while it predicts and reports after the last one.
+    for epochs, longest in ((0, 4.0), (1, 0.2), (2, 0.3), (3, 0.4), (4, 0.5)):
         kill(start(killed), killed, epochs, rng.uniform(0.0, longest))
     finish(start(killed))
     assert (killed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
