@@ -35,9 +35,9 @@ def run(request: Request) -> None:
     dataset = study.read_data(config, console, model.channels, classes=model.classes, splits=splits)
     environment = study.describe(config, dataset, model.weights)
     environment["checkpoint_sha256"] = model.sha256
+    predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
+    predictions = predict_splits(predict, model.variables, dataset, splits)
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
-        predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
-        predictions = predict_splits(predict, model.variables, dataset, splits)
         notes = [f"Checkpoint of epoch {model.epoch} of {config['eval']['run']}."]
         reporting.finish(request, environment, predictions, [], notes)

@@ -57,14 +57,14 @@ def run(request: Request) -> None:
         "weights_sha256": model.weights["sha256"],
         "checkpoint_sha256": model.sha256,
     }
+    predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
+    scores = predict_scores(predict, model.variables, images)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "predicted", *model.classes])
+    for name, row in zip(ids, scores, strict=True):
+        writer.writerow([name, model.classes[row.argmax()], *(f"{p:.6f}" for p in row)])
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
-        predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
-        scores = predict_scores(predict, model.variables, images)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["path", "predicted", *model.classes])
-        for name, row in zip(ids, scores, strict=True):
-            writer.writerow([name, model.classes[row.argmax()], *(f"{p:.6f}" for p in row)])
         write_file(folder / "predictions.csv", text.getvalue())
     console.note(f"{len(ids)} images: {folder / 'predictions.csv'}")

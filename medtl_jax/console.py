@@ -22,7 +22,9 @@ class Console:
     def note(self, text: str) -> None:
         """Prints a text, above the bar if there is one; control characters as `?`."""
         # File and class names come from outside; an escape sequence could rewrite the screen.
-        self._rich.print(re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", "?", text), soft_wrap=True)
+        self._rich.print(
+            re.sub(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", "?", text), soft_wrap=True
+        )
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Advance]:

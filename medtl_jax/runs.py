@@ -85,10 +85,11 @@ def is_finished(folder: pathlib.Path) -> bool:
 def check_folder(folder: pathlib.Path, config: dict) -> None:
     """UserError if `folder` exists and holds anything but an earlier part of this very run.
 
-    A folder inside the data is refused too: its pictures would be read as data.
+    A folder inside a folder of images is refused too: its pictures would be read as data.
     """
     data = config["data"]["dir"]
-    if data and folder.resolve().is_relative_to(user_path(data, "data.dir").resolve()):
+    searched = data and (config["data"]["name"] == "folder" or config["experiment"] == "predict")
+    if searched and folder.resolve().is_relative_to(user_path(data, "data.dir").resolve()):
         raise UserError(f"--workdir={folder} lies inside data.dir={data}; name a folder elsewhere")
     if not folder.exists():
         return

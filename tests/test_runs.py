@@ -47,10 +47,12 @@ def test_a_file_or_a_foreign_folder_is_refused(tmp_path):
 
 def test_a_folder_inside_the_data_is_refused(tmp_path):
     (tmp_path / "set").mkdir()
-    inside = changed(data={"dir": str(tmp_path / "set")})
+    inside = changed(data={"name": "folder", "dir": str(tmp_path / "set")})
     message = error_of(runs.check_folder, tmp_path / "set" / "deep" / "run", inside)
     assert f"lies inside data.dir={tmp_path / 'set'}; name a folder elsewhere" in message
     runs.check_folder(tmp_path / "set-run", inside)
+    downloads = changed(experiment="finetune", data={"name": "medmnist/x", "dir": str(tmp_path)})
+    runs.check_folder(tmp_path / "set-run", downloads)
 
 
 def test_a_second_holder_is_refused_until_the_first_is_gone(tmp_path):
