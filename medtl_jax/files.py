@@ -50,4 +50,4 @@ def user_path(text: str, key: str) -> pathlib.Path:
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{key}={text}: {error}") from None
+        raise UserError(f"{key}={text} is not a path ({error})") from None
