@@ -6,7 +6,6 @@ import importlib.util
 import pathlib
 
 from medtl_jax.errors import UserError
-from medtl_jax.files import user_path
 
 _ACCEPTS = "model.weights accepts imagenet, none, or the path of a weights file"
 
@@ -54,7 +53,7 @@ def find_weights(model_name: str, weights: str) -> pathlib.Path:
     if weights == "none":
         raise UserError(f"model.weights is none: there is nothing to load; {_ACCEPTS}")
     try:
-        path = user_path(weights, "model.weights")
+        path = pathlib.Path(weights).expanduser()
         found = path.is_file()
     # No such user's home, a NUL in the name, a name too long for the file system.
     except (RuntimeError, ValueError, OSError) as error:
