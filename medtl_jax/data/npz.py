@@ -1,5 +1,6 @@
-"""The MedMNIST .npz layout: six arrays, checked from their headers before anything is read."""
+"""Images and labels of one .npz, in the MedMNIST or the Keras layout, checked before reading."""
 
+import dataclasses
 import math
 import zipfile
 import zlib
@@ -7,11 +8,48 @@ from pathlib import Path
 
 import numpy as np
 
+from medtl_jax.archives import ArchiveError, open_archive, read_npy_header
 from medtl_jax.data.catalog import SPLITS, Dataset, DataSpec, Split, absent_classes
-from medtl_jax.data.images import Progress, one_line, physical_memory, resize_many
+from medtl_jax.data.images import (
+    Progress,
+    allocate_images,
+    one_line,
+    physical_memory,
+    resize_many,
+)
+from medtl_jax.data.subset import TrainPlan, divide, splits_to_read, whole_train
 from medtl_jax.errors import UserError
 
 MAX_NPZ_BYTES = 16 * 2**30
+
+# Names of the arrays of images and of labels in MedMNIST's and in Keras's layout.
+_LAYOUTS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What a file holds, by its headers.
+
+    Attributes:
+      images, labels: patterns of the names of a split's arrays.
+      splits: those that the file has.
+      height, width: of the images, in pixels.
+      floats: whether the images are floats.
+    """
+
+    images: str
+    labels: str
+    splits: tuple[str, ...]
+    height: int = 0
+    width: int = 0
+    floats: bool = False
+
+    def images_of(self, split: str) -> str:
+        return self.images.format(split)
+
+    def labels_of(self, split: str) -> str:
+        return self.labels.format(split)
 
 
 def load_npz(
@@ -22,124 +60,203 @@ def load_npz(
     *,
     splits: tuple[str, ...] = SPLITS,
     complete: bool = True,
+    plan: TrainPlan | None = None,
 ) -> Dataset:
-    """Returns the set of a MedMNIST-layout .npz, its images resized to `image_size`.
+    """Returns the set of an .npz in one of two layouts, its images resized to `image_size`.
 
-    The file holds `{train,val,test}_images`, uint8 `[n, h, w]` or `[n, h, w, c]`, c = 1 or 3,
-    and `{train,val,test}_labels`, integers `[n]` or `[n, 1]`; those of other splits than `splits`
-    may be absent and are not read. Nothing is unpickled.
+    MedMNIST's holds `{train,val,test}_images` and `{train,val,test}_labels`, Keras's
+    `x_{train,val,test}` and `y_{train,val,test}`. Images are `[n, h, w]` or `[n, h, w, c]`, c = 1
+    or 3, uint8 or floats in 0..1, which are multiplied by 255 and rounded; labels are integers
+    `[n]` or `[n, 1]`. Splits that are not in `splits` may be absent and are not read. A `val`
+    that is asked for and absent is carved from `train`, by `plan`. Nothing is unpickled.
 
     Args:
       path: the file.
       image_size: height and width of the result in pixels.
       progress: called as `progress(done, total, text)`.
       classes: class names, where they are known; else "0", "1", ... up to the highest label.
-      splits: the splits to read.
+      splits: the splits to return.
       complete: with `train` among `splits`, every class needs a training image. False is for
         the `classes` of a trained model, of which some may have no image.
+      plan: what to make of the training images; None takes them all, and 0.15 of them for an
+        absent `val`.
 
     Raises:
-      UserError: not such a file; object arrays; wrong dtype, shape, count or labels; a class
-        without a training image; multi-label; more than `MAX_NPZ_BYTES` or this machine's
-        memory.
+      UserError: not such a file; object arrays; wrong dtype, range, shape, count or labels; a
+        class without a training image, or with too few for `plan`; multi-label; more than
+        `MAX_NPZ_BYTES` or this machine's memory.
     """
     if not path.is_file():
         raise UserError(f"no such file: {path} (data.dir must be the path of an .npz file)")
     try:
-        with zipfile.ZipFile(path) as archive:
-            height, width = _check_layout(archive, splits, path)
-            labels = {split: _read_array(archive, f"{split}_labels") for split in splits}
-            classes = _check_labels(labels, classes, complete, path)
+        with path.open("rb") as file, open_archive(file) as archive:
+            layout = _check_layout(archive, splits, path)
+            sources = splits_to_read(splits, layout.splits)
+            labels = {name: _read_array(archive, layout.labels_of(name)) for name in sources}
+            labels = {name: array.reshape(-1) for name, array in labels.items()}
+            classes = _check_labels(labels, layout, classes, complete, path)
+            rows, notes = _choose_rows(
+                labels, classes, layout, splits, plan or TrainPlan(), str(path)
+            )
             parts = {}
-            for split in splits:
-                images = resize_many(_read_array(archive, f"{split}_images"), image_size, progress)
-                ids = np.array([f"{split}/{index:06d}" for index in range(len(images))])
-                parts[split] = Split(images, labels[split].reshape(-1).astype(np.int32), ids)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+            for source in sources:
+                images = _read_images(archive, layout.images_of(source), path)
+                ids = np.array([f"{source}/{index:06d}" for index in range(len(images))])
+                for split, chosen in rows[source].items():
+                    # A copy only where some images are left out.
+                    taken = images if len(chosen) == len(images) else images[chosen]
+                    parts[split] = Split(
+                        resize_many(taken, image_size, progress),
+                        labels[source][chosen].astype(np.int32),
+                        ids[chosen],
+                    )
+    except (ArchiveError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable .npz file: {one_line(error)}") from error
-    except (RuntimeError, NotImplementedError) as error:
-        # How zipfile answers encrypted entries and unknown compression methods.
-        raise UserError(f"{path} cannot be unpacked: {one_line(error)}") from error
-    notes = absent_classes(classes, parts)
-    if (height, width) != (image_size, image_size):
-        notes += (f"images of {height} x {width} resized to {image_size} x {image_size}",)
+    notes += absent_classes(classes, parts)
+    if layout.floats:
+        notes += ("images are floats of 0..1, scaled to 0..255",)
+    if (layout.height, layout.width) != (image_size, image_size):
+        size = f"{layout.height} x {layout.width}"
+        notes += (f"images of {size} resized to {image_size} x {image_size}",)
     return Dataset(DataSpec(path.stem, "classify", classes, source=str(path), notes=notes), parts)
 
 
-def _check_layout(archive: zipfile.ZipFile, splits: tuple[str, ...], path: Path) -> tuple[int, int]:
-    """Returns the images' height and width; UserError unless fitting arrays are declared."""
-    wanted = [f"{split}_{part}" for split in splits for part in ("images", "labels")]
+def _choose_rows(
+    labels: dict[str, np.ndarray],
+    classes: tuple[str, ...],
+    layout: _Layout,
+    splits: tuple[str, ...],
+    plan: TrainPlan,
+    path: str,
+) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+    """Returns, for each split of the file, its rows in each split of the set; and notes."""
+    rows = {name: {name: np.arange(len(array))} for name, array in labels.items()}
+    if "train" not in labels:
+        return rows, ()
+    has_val = "val" in layout.splits
+    division = divide(
+        [classes[label] for label in labels["train"].tolist()],
+        [f"train/{index:06d}" for index in range(len(labels["train"]))],
+        None,
+        plan,
+        splits=splits,
+        has_val=has_val,
+        source=path,
+    )
+    rows["train"] = {"train": division.train} if "train" in splits else {}
+    if "val" in splits and not has_val:
+        rows["train"]["val"] = division.val
+    return rows, whole_train(splits, layout.splits) + division.notes
+
+
+def _find_layout(archive: zipfile.ZipFile, path: Path) -> _Layout:
+    """Returns the layout whose names the file has, the splits with an array in it, or UserError."""
+    present = {name.removesuffix(".npy") for name in archive.namelist()}
+    found = []
+    for images, labels in _LAYOUTS:
+        keys = {split: {images.format(split), labels.format(split)} for split in SPLITS}
+        splits = tuple(split for split in SPLITS if keys[split] & present)
+        if splits:
+            found.append(_Layout(images, labels, splits))
+    if len(found) != 1:
+        fault = "has the arrays of both layouts" if found else "has no array of either layout"
+        names = ", or ".join(" and ".join(pair) for pair in _LAYOUTS)
+        raise UserError(
+            f"{path} {fault}: save one of {names.format(*['{split}'] * 4)}, "
+            f"for the splits {', '.join(SPLITS)}"
+        )
+    return found[0]
+
+
+def _check_layout(archive: zipfile.ZipFile, splits: tuple[str, ...], path: Path) -> _Layout:
+    """Returns the file's layout; UserError unless fitting arrays are declared."""
+    layout = _find_layout(archive, path)
+    sources = splits_to_read(splits, layout.splits)
+    wanted = [key for name in sources for key in (layout.images_of(name), layout.labels_of(name))]
     present = set(archive.namelist())
     missing = [key for key in wanted if f"{key}.npy" not in present]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)} (MedMNIST layout: {', '.join(wanted)})")
-    declared, shapes = 0, {}
-    for key in wanted:
-        shape, dtype = _read_header(archive, key, path)
-        _check_array(key, shape, dtype, path)
-        declared += math.prod(shape) * dtype.itemsize
-        shapes[key] = shape
+        raise UserError(f"{path} lacks {', '.join(missing)} (needed here: {', '.join(wanted)})")
+    headers = {key: _read_header(archive, key) for key in wanted}
+    declared = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values())
     limit = min(MAX_NPZ_BYTES, physical_memory())
     if declared > limit:
         raise UserError(
             f"{path} declares {declared / 2**30:.1f} GiB of arrays, "
             f"more than the limit of {limit / 2**30:.1f} GiB"
         )
-    first = f"{splits[0]}_images"
-    for split in splits:
-        images, labels = shapes[f"{split}_images"], shapes[f"{split}_labels"]
-        if images[0] != labels[0]:
-            raise UserError(f"{path}: {split} has {images[0]} images but {labels[0]} labels")
-        if images[1:] != shapes[first][1:]:
+    first = layout.images_of(sources[0])
+    shape, dtype = headers[first]
+    for name in sources:
+        images, labels = layout.images_of(name), layout.labels_of(name)
+        _check_images(images, *headers[images], path)
+        _check_label_array(labels, *headers[labels], path)
+        found, counted = headers[images], headers[labels][0][0]
+        if found[0][0] != counted:
+            raise UserError(f"{path}: {name} has {found[0][0]} images but {counted} labels")
+        if found[0][1:] != shape[1:]:
             raise UserError(
-                f"{path}: {split}_images are {images[1:]}, {first} {shapes[first][1:]}: "
+                f"{path}: {images} are {found[0][1:]}, {first} {shape[1:]}: "
                 "all splits need the same image shape"
             )
-    return shapes[first][1:3]
+        if found[1] != dtype:
+            raise UserError(f"{path}: {images} must be {dtype}, as {first} is, not {found[1]}")
+    height, width = shape[1:3]
+    return dataclasses.replace(layout, height=height, width=width, floats=dtype.kind == "f")
 
 
-def _read_header(
-    archive: zipfile.ZipFile, key: str, path: Path
-) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
     entry = archive.getinfo(f"{key}.npy")
     with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise ValueError(f"{key} has .npy version {version}")
-        header = stream.tell()
-    if dtype.hasobject:
-        raise UserError(
-            f"{path}: {key} is an array of Python objects, which are never unpickled: "
-            "save it as numbers"
-        )
-    if entry.file_size != header + math.prod(shape) * dtype.itemsize:
-        raise UserError(
-            f"{path}: {key} declares {shape} {dtype} but the entry has {entry.file_size} bytes"
-        )
-    return shape, dtype
+        return read_npy_header(stream, key, entry.file_size)
 
 
-def _check_array(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
-    if key.endswith("_images"):
-        if dtype != np.uint8:
-            raise UserError(f"{path}: {key} must be uint8, not {dtype}")
-        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
-            raise UserError(f"{path}: {key} has shape {shape}, not [n, h, w] or [n, h, w, 3]")
-    else:
-        if dtype.kind not in "iu":
-            raise UserError(f"{path}: {key} must be integers, not {dtype}")
-        if len(shape) == 2 and shape[1] > 1:
-            raise UserError(
-                f"{path}: {key} has {shape[1]} columns: multi-label sets are not supported yet"
-            )
-        if len(shape) not in (1, 2):
-            raise UserError(f"{path}: {key} has shape {shape}, not [n] or [n, 1]")
+def _check_images(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise UserError(f"{path}: {key} must be uint8, or floats of 0..1, not {dtype}")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
+        raise UserError(f"{path}: {key} has shape {shape}, not [n, h, w] or [n, h, w, 3]")
+    _check_filled(key, shape, path)
+
+
+def _check_label_array(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+    if dtype.kind not in "iu":
+        raise UserError(f"{path}: {key} must be integers, not {dtype}")
+    if len(shape) == 2 and shape[1] > 1:
+        raise UserError(
+            f"{path}: {key} has {shape[1]} columns: multi-label sets are not supported yet"
+        )
+    if len(shape) not in (1, 2):
+        raise UserError(f"{path}: {key} has shape {shape}, not [n] or [n, 1]")
+    _check_filled(key, shape, path)
+
+
+def _check_filled(key: str, shape: tuple[int, ...], path: Path) -> None:
     if min(shape) < 1:
         raise UserError(f"{path}: {key} is empty (shape {shape})")
+
+
+def _read_images(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
+    """Returns uint8 `[n, h, w]` or `[n, h, w, c]`; UserError for floats outside 0..1."""
+    images = _read_array(archive, key)
+    if images.dtype == np.uint8:
+        return images
+    if images.ndim == 3:
+        images = images[..., None]
+    with np.errstate(invalid="ignore"):
+        lowest, highest = images.min(), images.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise UserError(f"{path}: {key} has NaN or infinite values: mend them and save it anew")
+    if lowest < 0 or highest > 1:
+        raise UserError(
+            f"{path}: {key} are floats from {lowest!s} to {highest!s}: scale them to 0..1, or "
+            "save them as uint8 of 0..255"
+        )
+    scaled = allocate_images(images.shape)
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK].astype(np.float64)
+        scaled[start : start + _BLOCK] = np.rint(255.0 * block)
+    return scaled
 
 
 def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
@@ -148,14 +265,18 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _check_labels(
-    labels: dict[str, np.ndarray], classes: tuple[str, ...] | None, complete: bool, path: Path
+    labels: dict[str, np.ndarray],
+    layout: _Layout,
+    classes: tuple[str, ...] | None,
+    complete: bool,
+    path: Path,
 ) -> tuple[str, ...]:
     """Returns the class names, after checking that every label is one and train has them all."""
     values = {split: np.unique(array) for split, array in labels.items()}
     for split, found in values.items():
         if found[0] < 0:
             raise UserError(
-                f"{path}: {split}_labels has a negative label ({found[0]}): count from 0"
+                f"{path}: {layout.labels_of(split)} has a negative label ({found[0]}): count from 0"
             )
     highest = max(int(found[-1]) for found in values.values())
     if classes and highest >= len(classes):
@@ -169,15 +290,15 @@ def _check_labels(
     if count < 2:
         raise UserError(f"{path}: all labels are 0; a classifier needs two classes or more")
     if complete and "train" in values:
-        _check_complete(values["train"].tolist(), count, path)
+        _check_complete(values["train"].tolist(), count, layout.labels_of("train"), path)
     return classes or tuple(str(k) for k in range(count))
 
 
-def _check_complete(train: list[int], count: int, path: Path) -> None:
-    """Raises UserError unless the sorted labels `train` are 0..count-1."""
+def _check_complete(train: list[int], count: int, key: str, path: Path) -> None:
+    """Raises UserError unless the sorted labels `train`, of the array `key`, are 0..count-1."""
     if len(train) < count:
         gap = next((k for k, label in enumerate(train) if k != label), len(train))
         raise UserError(
-            f"{path}: train_labels has {len(train)} of the {count} classes 0..{count - 1}: "
+            f"{path}: {key} has {len(train)} of the {count} classes 0..{count - 1}: "
             f"no image of class {gap}"
         )
