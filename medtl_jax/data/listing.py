@@ -10,6 +10,7 @@ from typing import Any
 
 from medtl_jax.data.catalog import SPLITS
 from medtl_jax.data.images import IMAGE_SUFFIXES, one_line
+from medtl_jax.data.subset import splits_to_read, whole_train
 from medtl_jax.errors import UserError
 
 _SIDE_FILES = frozenset({".csv", ".txt", ".md"})
@@ -51,7 +52,7 @@ def list_folder(
         if child.suffix.lower() in IMAGE_SUFFIXES:
             raise UserError(f"{child} lies outside the class folders: move it into one")
     present = {split for split in SPLITS if (root / split).is_dir()}
-    needed = _splits_to_list(splits, present)
+    needed = splits_to_read(splits, present)
     for split in needed:
         if split not in present:
             raise UserError(f"no folder {root / split}: expected {root / split}/<class>/<image>")
@@ -64,20 +65,7 @@ def list_folder(
         for folder in folders
         for path in _class_images(folder, may_be_empty=folder.name in (classes or ()))
     ]
-    return entries, _whole_train(splits, present)
-
-
-def _splits_to_list(splits: Collection[str], present: Collection[str]) -> tuple[str, ...]:
-    """Returns `splits` in their usual order, `train` in the place of an absent `val`."""
-    needed = {"train" if name == "val" and name not in present else name for name in splits}
-    return tuple(name for name in SPLITS if name in needed)
-
-
-def _whole_train(splits: Collection[str], present: Collection[str]) -> tuple[str, ...]:
-    """Returns a note where `train` holds what a training run would have carved `val` from."""
-    if "train" in splits and "val" not in splits and "val" not in present:
-        return ("train is whole: the set has no val split, and none was taken from train",)
-    return ()
+    return entries, whole_train(splits, present)
 
 
 def _check_same_classes(root: Path, found: Mapping[str, list[Path]]) -> None:
@@ -154,11 +142,11 @@ def list_csv(
         entries.append(Entry(path.parent / relative, relative, split, cells[columns[2]], patient))
     _check_rows(entries, path)
     present = {entry.split for entry in entries}
-    needed = _splits_to_list(splits, present)
+    needed = splits_to_read(splits, present)
     for split in needed:
         if split not in present:
             raise UserError(f"{path} has no rows of split '{split}'")
-    notes = _whole_train(splits, present)
+    notes = whole_train(splits, present)
     if not columns[3]:
         notes += ("no patient column (data.csv_patient_column): leakage of patients not checked",)
     return [entry for entry in entries if entry.split in needed], notes

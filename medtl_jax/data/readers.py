@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from medtl_jax.data.carve import carve
 from medtl_jax.data.catalog import (
     SPLITS,
     Dataset,
@@ -17,10 +16,11 @@ from medtl_jax.data.catalog import (
     absent_classes,
     check_equal_classes,
 )
-from medtl_jax.data.images import Progress, decode_many, one_line
+from medtl_jax.data.images import Progress, decode_many
 from medtl_jax.data.listing import Entry, list_csv, list_folder
 from medtl_jax.data.medmnist import classes_by_file_name, load_medmnist
 from medtl_jax.data.npz import load_npz
+from medtl_jax.data.subset import TrainPlan, divide, reduce_train
 from medtl_jax.errors import UserError
 from medtl_jax.files import user_path
 
@@ -41,7 +41,8 @@ def load_dataset(
 
     Names:
       phantom: synthetic images, sizes and domain from `config.phantom`, seed `seed_split`.
-      npz: `dir` is a .npz in the MedMNIST layout (see `npz.load_npz`); ids "train/000012".
+      npz: `dir` is a .npz in the MedMNIST or Keras layout (see `npz.load_npz`); ids
+        "train/000012", which an image moved to `val` keeps.
       medmnist/<flag>: the official file, from `dir` or downloaded into it, MD5 checked.
       folder: `<dir>/{train,val,test}/<class>/<image>`; ids are relative paths. Files such as
         `<dir>/labels.csv` are not read: a set whose patients are known belongs to `csv`.
@@ -49,14 +50,17 @@ def load_dataset(
         `csv_path_column`, `csv_split_column`, `csv_label_column` and, where not "",
         `csv_patient_column`. No patient may be in two splits.
 
-    `folder` and `csv` sets without a `val` split get one from `train`, where `val` is asked for:
-    `val_fraction` of it, stratified by class, whole patients where they are known, seeded by
-    `seed_split`.
+    `per_class` takes that many images of each class from `train` (`subset.draw_per_class`), for
+    training alone. Then `folder`, `csv` and `npz` sets without a `val` split get one from what
+    was taken, where `val` is asked for: `val_fraction` of it, stratified by class, whole patients
+    where they are known. Both are seeded by `seed_split`. Where a trained model is scored (see
+    `classes`), `per_class` counts only for such a `val`: that is the training run's where
+    `per_class`, `val_fraction` and `seed_split` are as they were there.
 
     Args:
-      config: keys name, dir, val_fraction (0.15), bit_depth (16), csv_path_column ("path"),
-        csv_split_column ("split"), csv_label_column ("label"), csv_patient_column (""),
-        phantom (train, val, test, domain), seed_split (0).
+      config: keys name, dir, per_class (0: all), val_fraction (0.15), seed_split (0),
+        bit_depth (16), csv_path_column ("path"), csv_split_column ("split"), csv_label_column
+        ("label"), csv_patient_column (""), phantom (train, val, test, domain).
       image_size: s, height and width of the images in pixels.
       progress: called as `progress(done, total, text)`.
       classes: names that a trained model knows, in its order: labels are looked up in them, and
@@ -74,23 +78,24 @@ def load_dataset(
         classes = tuple(classes)
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise UserError(f"the model's classes ({', '.join(classes)}) are not two or more names")
+    plan = TrainPlan(
+        _integer("data.per_class", config.get("per_class", 0), 0, 10**6),
+        config.get("val_fraction", 0.15),
+        _integer("data.seed_split", config.get("seed_split", 0), 0, 2**32 - 1),
+        training=classes is None,
+    )
     name = str(config.get("name", ""))
     if name == "phantom":
-        return _load_phantom(config, image_size, classes, splits)
+        return _load_phantom(config, image_size, classes, splits, plan)
     if name == "npz":
         path = _required_path(config, "the path of an .npz file")
-        return _load_named_npz(path, image_size, progress, classes, splits)
+        return _load_named_npz(path, image_size, progress, classes, splits, plan)
     if name.startswith("medmnist/"):
         flag, folder = name.removeprefix("medmnist/"), str(config.get("dir") or "")
-        return load_medmnist(flag, folder, image_size, progress, classes=classes, splits=splits)
-    if name == "folder":
-        root = _required_path(config, "a folder with train/, val/ and test/")
-        entries, notes = list_folder(root, splits, classes)
-        return _assemble(entries, notes, root, config, image_size, progress, classes, splits)
-    if name == "csv":
-        path = _required_path(config, "the path of a csv file")
-        entries, notes = list_csv(path, config, splits)
-        return _assemble(entries, notes, path, config, image_size, progress, classes, splits)
+        whole = load_medmnist(flag, folder, image_size, progress, classes=classes, splits=splits)
+        return reduce_train(whole, plan)
+    if name in ("folder", "csv"):
+        return _load_listed(config, image_size, progress, classes, splits, plan)
     hint = " (tfds is not supported yet)" if name.startswith("tfds") else ""
     raise UserError(f"unknown data.name '{name}'{hint}: choose from {', '.join(NAMES)}")
 
@@ -112,6 +117,7 @@ def _load_phantom(
     image_size: int,
     classes: tuple[str, ...] | None,
     splits: tuple[str, ...],
+    plan: TrainPlan,
 ) -> Dataset:
     # The generator's module is loaded by its users alone.
     from medtl_jax.data import phantom
@@ -121,7 +127,8 @@ def _load_phantom(
     if unknown:
         raise UserError(f"unknown key data.phantom.{unknown[0]}: use train, val, test, domain")
     check_equal_classes("the phantom", phantom.CLASSES, classes)
-    return phantom.make_phantom(image_size, **options, seed=_seed(config), splits=splits)
+    whole = phantom.make_phantom(image_size, **options, seed=plan.seed, splits=splits)
+    return reduce_train(whole, plan)
 
 
 def _load_named_npz(
@@ -130,11 +137,18 @@ def _load_named_npz(
     progress: Progress | None,
     classes: tuple[str, ...] | None,
     splits: tuple[str, ...],
+    plan: TrainPlan,
 ) -> Dataset:
     """Returns the .npz set with a note on where its class names come from."""
     named = classes_by_file_name(path)
     dataset = load_npz(
-        path, image_size, progress, classes or named, splits=splits, complete=classes is None
+        path,
+        image_size,
+        progress,
+        classes or named,
+        splits=splits,
+        complete=classes is None,
+        plan=plan,
     )
     if named is None or named == classes:
         return dataset
@@ -145,41 +159,50 @@ def _load_named_npz(
     return dataclasses.replace(dataset, spec=spec)
 
 
-def _assemble(
-    entries: list[Entry],
-    notes: tuple[str, ...],
-    source: Path,
+def _load_listed(
     config: Mapping[str, Any],
     image_size: int,
     progress: Progress | None,
     classes: tuple[str, ...] | None,
     splits: tuple[str, ...],
+    plan: TrainPlan,
 ) -> Dataset:
-    """Returns the decoded set: names checked, `val` carved where it is missing."""
+    """Returns the decoded set of class folders or of a csv list."""
     bit_depth = _integer("data.bit_depth", config.get("bit_depth", 16), 8, 16)
+    if config["name"] == "folder":
+        source = _required_path(config, "a folder with train/, val/ and test/")
+        entries, notes = list_folder(source, splits, classes)
+    else:
+        source = _required_path(config, "the path of a csv file")
+        entries, notes = list_csv(source, config, splits)
+    classes = _check_entries(entries, classes, source)
+    entries, divided = _divide_train(entries, plan, splits, source)
+    ordered = [entry for split in splits for entry in entries if entry.split == split]
+    for split in splits:
+        if all(entry.split != split for entry in ordered):
+            raise UserError(f"{source}: the split {split} has no images")
+    images, decoding = decode_many(
+        [entry.path for entry in ordered], image_size, bit_depth, progress=progress
+    )
+    parts = _to_splits(ordered, images, classes, splits)
+    notes += divided + absent_classes(classes, parts) + decoding
+    spec = DataSpec(source.name, "classify", classes, source=str(source), notes=notes)
+    return Dataset(spec, parts)
+
+
+def _check_entries(
+    entries: list[Entry], classes: tuple[str, ...] | None, source: Path
+) -> tuple[str, ...]:
+    """Returns the classes, after checking every image's name and label."""
     for entry in entries:
         if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", entry.id + entry.label):
             raise UserError(
                 f"{source}: rename {entry.id!r}, it has a control or non-UTF-8 character"
             )
     if classes is None:
-        classes = _own_classes(entries, source)
-    else:
-        _check_labels(entries, classes, source)
-    if "val" in splits and all(entry.split != "val" for entry in entries):
-        entries, note = _carve_val(entries, config, source)
-        notes += (note,)
-    ordered = [entry for split in splits for entry in entries if entry.split == split]
-    for split in splits:
-        if all(entry.split != split for entry in ordered):
-            raise UserError(f"{source}: the split {split} has no images")
-    images, decoding_notes = decode_many(
-        [entry.path for entry in ordered], image_size, bit_depth, progress=progress
-    )
-    parts = _to_splits(ordered, images, classes, splits)
-    notes += absent_classes(classes, parts) + decoding_notes
-    spec = DataSpec(source.name, "classify", classes, source=str(source), notes=notes)
-    return Dataset(spec, parts)
+        return _own_classes(entries, source)
+    _check_labels(entries, classes, source)
+    return classes
 
 
 def _own_classes(entries: list[Entry], source: Path) -> tuple[str, ...]:
@@ -205,6 +228,28 @@ def _check_labels(entries: list[Entry], classes: tuple[str, ...], source: Path) 
             )
 
 
+def _divide_train(
+    entries: list[Entry], plan: TrainPlan, splits: tuple[str, ...], source: Path
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns the entries that `plan` keeps, a carved `val` among them, and notes."""
+    train = [entry for entry in entries if entry.split == "train"]
+    if not train:
+        return entries, ()
+    division = divide(
+        [entry.label for entry in train],
+        [entry.id for entry in train],
+        None if train[0].patient is None else [entry.patient for entry in train],
+        plan,
+        splits=splits,
+        has_val=any(entry.split == "val" for entry in entries),
+        source=str(source),
+    )
+    kept = [entry for entry in entries if entry.split != "train"]
+    kept += [train[row] for row in division.train]
+    kept += [dataclasses.replace(train[row], split="val") for row in division.val]
+    return kept, division.notes
+
+
 def _to_splits(
     ordered: list[Entry], images: np.ndarray, classes: tuple[str, ...], splits: tuple[str, ...]
 ) -> dict[str, Split]:
@@ -226,33 +271,6 @@ def _to_splits(
     return parts
 
 
-def _carve_val(
-    entries: list[Entry], config: Mapping[str, Any], source: Path
-) -> tuple[list[Entry], str]:
-    """Returns the entries with a part of `train` moved to `val`, and a note about it."""
-    fraction = config.get("val_fraction", 0.15)
-    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise UserError(f"data.val_fraction must lie between 0 and 1, not {fraction!r}")
-    train = [number for number, entry in enumerate(entries) if entry.split == "train"]
-    labels = [entries[number].label for number in train]
-    patients = [entries[number].patient for number in train]
-    grouped = patients[0] is not None
-    try:
-        chosen = carve(labels, patients if grouped else None, float(fraction), _seed(config))
-    except ValueError as error:
-        raise UserError(
-            f"{source}: cannot make a val split from train ({one_line(error)}): "
-            "add images, change data.val_fraction or provide val"
-        ) from error
-    moved = {train[index] for index in chosen}
-    carved = [
-        dataclasses.replace(entry, split="val") if number in moved else entry
-        for number, entry in enumerate(entries)
-    ]
-    how = "stratified by class" + (", whole patients" if grouped else "")
-    return carved, f"val: {len(moved)} of the {len(train)} train images, {how}"
-
-
 def _class_order(label: str) -> tuple[int, float, str]:
     """Sorting key: numbers by value, before names in code-point order."""
     number = re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label)
@@ -264,10 +282,6 @@ def _required_path(config: Mapping[str, Any], what: str) -> Path:
     if not text:
         raise UserError(f"data.dir is empty: set it to {what} for data.name={config['name']}")
     return user_path(text, "data.dir")
-
-
-def _seed(config: Mapping[str, Any]) -> int:
-    return _integer("data.seed_split", config.get("seed_split", 0), 0, 2**32 - 1)
 
 
 def _integer(key: str, value: Any, low: int, high: int) -> int:

@@ -663,6 +663,13 @@ def test_folder_with_a_test_split_alone(tmp_path):
     assert "the split test has no images" in refusal(config, classes=KNOWN, **options)
 
 
+def test_a_val_of_empty_classes_is_not_carved_from_nothing(tmp_path):
+    for label in KNOWN:
+        (tmp_path / "val" / label).mkdir(parents=True)
+    config = {"name": "folder", "dir": str(tmp_path)}
+    assert "the split val has no images" in refusal(config, classes=KNOWN, splits=("val",))
+
+
 def test_only_the_wanted_splits_are_decoded(tmp_path):
     root = folder_set(tmp_path)
     (root / "train" / "cyst" / "0.png").write_text("x")
