@@ -17,6 +17,7 @@ import hypothesis
 import jax
 import pytest
 
+from medtl_jax.models import inputs
 from medtl_jax.models.mobile import EfficientNetLite, StageSpec
 from medtl_jax.models.registry import ModelSpec
 
@@ -76,15 +77,14 @@ def tiny_model() -> Callable[..., tuple[nn.Module, ModelSpec]]:
 
     def build(num_classes: int, **fields) -> nn.Module:
         stages = (StageSpec(1, 3, 1, 1, 8), StageSpec(1, 3, 2, 2, 8))
-        return EfficientNetLite(num_classes, stages, stem_width=8, top_width=16, **fields)
+        return EfficientNetLite(num_classes, stages=stages, stem_width=8, top_width=16, **fields)
 
     spec = ModelSpec(
         name="tiny",
         build=build,
         stages=("stem", "stage1", "stage2", "features"),
         head="head",
-        mean=(127.0, 127.0, 127.0),
-        std=(128.0, 128.0, 128.0),
+        input=inputs.LITE,
         norm_momentum=0.99,
         smallest_input=8,
     )

@@ -1,20 +1,28 @@
 """Convolutions in the form that is fastest on each platform.
 
 XLA's CPU backend runs grouped convolutions 15 to 40 times slower than the same arithmetic
-written as shifted multiply-adds, and 3-channel ones several times slower than patches times
-a matrix. GPU and TPU keep `lax.conv_general_dilated`. The choice is made at lowering time by
-`jax.lax.platform_dependent`, inside one custom gradient for each operation, so that the branch
-itself is never differentiated.
+written as shifted multiply-adds, leaves one of two cores idle in many dense ones, and takes up to
+14 times as long as PyTorch for the gradients of their kernels. GPU and TPU keep
+`lax.conv_general_dilated`. The choice is made at lowering time by `jax.lax.platform_dependent`,
+inside one custom gradient for each operation, so that the branch itself is never differentiated.
+
+The CPU forms are made for one CPU device: cut into pieces, a batch that is spread over several
+moves between them, which costs time, not correctness.
 """
 
 import functools
+import itertools
+import math
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from medtl_jax.models.products import pointwise_conv
+from medtl_jax.models.windows import Padding, output_size, pad_image, sum_over_windows, window_of
+from medtl_jax.models.winograd import tiles_of, winograd_conv, winograd_kernel_gradient
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -25,34 +33,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-@jax.custom_vjp
-def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """1x1 convolution, stride 1: `[b, h, w, c]` and `[1, 1, c, o]` -> `[b, h, w, o]`.
-
-    A matrix product on every platform: XLA:CPU's convolution computes the weight gradient of
-    this case 8 to 16 times slower. The gradient is written out because the transpose that
-    autodiff makes of a product, `(dy^T x)^T`, runs 2 to 5 times slower on CPU than `x^T dy`.
-    """
-    c, o = kernel.shape[2:]
-    return (x.reshape(-1, c) @ kernel.reshape(c, o)).reshape(*x.shape[:3], o)
-
-
-def _pointwise_forward(x, kernel):
-    return pointwise_conv(x, kernel), (x, kernel)
-
-
-def _pointwise_backward(residuals, dy):
-    x, kernel = residuals
-    c, o = kernel.shape[2:]
-    rows, dy = x.reshape(-1, c), dy.reshape(-1, o)
-    kernel_gradient = lax.dot_general(rows, dy, (((0,), (0,)), ((), ())))
-    return (dy @ kernel.reshape(c, o).T).reshape(x.shape), kernel_gradient.reshape(kernel.shape)
-
-
-pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
-
-
-def _lax_conv(x, kernel, stride, padding, groups):
+def _lax_conv(x, kernel, stride, padding, groups=1):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -63,82 +44,175 @@ def _lax_conv(x, kernel, stride, padding, groups):
     )
 
 
-def _pad(x, padding):
-    (top, bottom), (left, right) = padding
-    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    # Without the barrier XLA fuses the padding into each of the k*k reads below.
-    return lax.optimization_barrier(padded)
+def _lax_gradients(x, kernel, dy, stride, padding, groups=1):
+    _, pullback = jax.vjp(lambda x, w: _lax_conv(x, w, stride, padding, groups), x, kernel)
+    return pullback(dy)
 
 
-def _window(x, i, j, height, width, stride):
-    """Every `stride`-th pixel of `x` from row i and column j: `[b, height, width, c]`."""
-    b, _, _, c = x.shape
-    last = (b, i + (height - 1) * stride + 1, j + (width - 1) * stride + 1, c)
-    return lax.slice(x, (0, i, j, 0), last, (1, stride, stride, 1))
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Dense convolution: `[b, h, w, c]` and `[kh, kw, c, o]` -> `[b, h', w', o]`.
+
+    `padding` is `((top, bottom), (left, right))` in pixels of zeros. On CPU a 3x3 layer of stride 1
+    that is wide enough runs by F(2x2, 3x3), another one in pieces of the batch.
+    """
+    if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
+        return pointwise_conv(x[:, ::stride, ::stride], kernel)
+    return _dense_conv(x, kernel, stride, padding)
 
 
-def _output_size(x, kernel_size, stride, padding):
-    return tuple(
-        (x.shape[1 + axis] + sum(padding[axis]) - kernel_size) // stride + 1 for axis in (0, 1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense_conv(x, kernel, stride, padding):
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, w: _dense_on_cpu(x, w, stride, padding),
+        default=lambda x, w: _lax_conv(x, w, stride, padding),
     )
+
+
+def _dense_forward(x, kernel, stride, padding):
+    return _dense_conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _dense_backward(stride, padding, residuals, dy):
+    def on_cpu(x, kernel, dy):
+        return (
+            _dense_input_gradient(x.shape, kernel, dy, stride, padding),
+            _dense_kernel_gradient(x, kernel, dy, stride, padding),
+        )
+
+    return lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=on_cpu,
+        default=lambda x, w, dy: _lax_gradients(x, w, dy, stride, padding),
+    )
+
+
+_dense_conv.defvjp(_dense_forward, _dense_backward)
+
+
+# Where F(2x2, 3x3) wins over the plain sum (measured): its matrix products need this many rows
+# and channels to pay for the transforms.
+_WINOGRAD_TILES = 1024
+_WINOGRAD_CHANNELS = 96
+_NARROWEST_TILES = 32
+
+
+def _takes_tiles(kernel, stride):
+    """Whether F(2x2, 3x3) computes this convolution, and in numbers fine enough for it."""
+    return kernel.shape[:2] == (3, 3) and stride == 1 and kernel.dtype in (jnp.float32, jnp.float64)
+
+
+def _is_wide(x_shape, kernel, padding):
+    """Whether a 3x3 layer has channels and tiles enough, and few tiles that reach over the edge."""
+    rows, columns = tiles_of(x_shape, padding)
+    height, width = output_size(x_shape, (3, 3), 1, padding)
+    return (
+        x_shape[0] * rows * columns >= _WINOGRAD_TILES
+        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
+        and 4 * rows * columns <= 1.25 * height * width
+    )
+
+
+# XLA:CPU runs a convolution with fewer weights than this on one core (inferred from timings);
+# in pieces of the batch, its scheduler runs several at once.
+_WEIGHTS_OF_ALL_CORES = 147_456
+_PIECES = 4
+_LEAST_WORK = 10_000_000
+
+
+def _pieces(batch, work, weights):
+    """In how many pieces of the batch a convolution of `work` multiply-adds should run."""
+    if weights >= _WEIGHTS_OF_ALL_CORES:
+        return 1
+    return max(1, min(_PIECES, batch, work // _LEAST_WORK))
+
+
+def _bounds(batch, pieces):
+    """The first and last example (exclusive) of each piece: sizes differ by one at most."""
+    edges = [batch * i // pieces for i in range(pieces + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _over_pieces(function: Callable, x: jax.Array, pieces: int) -> jax.Array:
+    """`function(x)` `[b, ...]`, computed on pieces of the batch."""
+    if pieces == 1:
+        return function(x)
+    return jnp.concatenate([function(x[a:b]) for a, b in _bounds(x.shape[0], pieces)])
+
+
+def _dense_on_cpu(x, kernel, stride, padding):
+    if _takes_tiles(kernel, stride) and _is_wide(x.shape, kernel, padding):
+        return winograd_conv(x, kernel, padding)
+    size = math.prod(output_size(x.shape, kernel.shape[:2], stride, padding))
+    pieces = _pieces(x.shape[0], x.shape[0] * size * kernel.size, kernel.size)
+    return _over_pieces(lambda x: _lax_conv(x, kernel, stride, padding), x, pieces)
+
+
+def _dense_input_gradient(x_shape, kernel, dy, stride, padding):
+    """Gradient for x: at stride 1 the convolution of dy with the kernel turned by 180 degrees."""
+    if stride == 1 and all(
+        max(pads) < extent for pads, extent in zip(padding, kernel.shape[:2], strict=True)
+    ):
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        rest = tuple(
+            (extent - 1 - low, extent - 1 - high)
+            for extent, (low, high) in zip(kernel.shape[:2], padding, strict=True)
+        )
+        return _dense_on_cpu(dy, turned, 1, rest)
+
+    def gradient(dy):
+        shape = jax.ShapeDtypeStruct((dy.shape[0], *x_shape[1:]), dy.dtype)
+        transpose = jax.linear_transpose(lambda x: _lax_conv(x, kernel, stride, padding), shape)
+        return transpose(dy)[0]
+
+    pieces = _pieces(dy.shape[0], math.prod(dy.shape[:3]) * kernel.size, kernel.size)
+    return _over_pieces(gradient, dy, pieces)
+
+
+# XLA:CPU's convolution for a kernel's gradient runs 2 to 3 times faster over this many pixels at
+# once than over the whole batch (measured). Each piece takes time to compile.
+_PIXELS = 3136
+_MOST_PIECES = 32
+
+
+def _dense_kernel_gradient(x, kernel, dy, stride, padding):
+    """Gradient for the kernel: by tiles where the map is wide, else over a few examples a time."""
+    # On a large map one example is more than fits the cache: there tiles win in narrow layers too.
+    large = math.prod(dy.shape[1:3]) > _PIXELS and min(kernel.shape[2:]) >= _NARROWEST_TILES
+    if _takes_tiles(kernel, stride) and (large or _is_wide(x.shape, kernel, padding)):
+        return winograd_kernel_gradient(x, dy, padding)
+    pixels = math.prod(dy.shape[:3])
+    pieces = min(x.shape[0], math.ceil(pixels / _PIXELS), _MOST_PIECES)
+
+    def gradient(x, dy):
+        transpose = jax.linear_transpose(lambda w: _lax_conv(x, w, stride, padding), kernel)
+        return transpose(dy)[0]
+
+    parts = [gradient(x[a:b], dy[a:b]) for a, b in _bounds(x.shape[0], pieces)]
+    return functools.reduce(operator.add, parts)
 
 
 def _depthwise_shifted(x, kernel, stride, padding):
     k = kernel.shape[0]
-    height, width = _output_size(x, k, stride, padding)
-    padded = _pad(x, padding)
+    height, width = output_size(x.shape, (k, k), stride, padding)
+    padded = pad_image(x, padding)
     taps = (
-        _window(padded, i, j, height, width, stride) * kernel[i, j, 0]
+        window_of(padded, i, j, height, width, stride) * kernel[i, j, 0]
         for i in range(k)
         for j in range(k)
     )
     return functools.reduce(operator.add, taps)
 
 
-def _depthwise_input_gradient(x_shape, kernel, dy, stride, padding):
-    """Gradient for x, one output phase at a time.
-
-    y[o] = sum_i x[s*o + i - p] w[i], so x[s*q + a] receives dy[q + (a + p - i) // s] w[i] from
-    the taps i with (a + p - i) divisible by s: s*s dense sums instead of one over a dilated dy.
-    """
-    b, height, width, c = x_shape
-    k, s = kernel.shape[0], stride
-    rows, columns = -(-height // s), -(-width // s)
-    margin = k
-    grown = _pad(
-        dy,
-        tuple(
-            (margin, max(0, count + k - dy.shape[axis]))
-            for axis, count in ((1, rows), (2, columns))
-        ),
-    )
-
-    def phase(a, c_):
-        terms = []
-        for i in range(k):
-            for j in range(k):
-                di, dj = a + padding[0][0] - i, c_ + padding[1][0] - j
-                if di % s == 0 and dj % s == 0:
-                    window = _window(grown, margin + di // s, margin + dj // s, rows, columns, 1)
-                    terms.append(window * kernel[i, j, 0])
-        if not terms:
-            return jnp.zeros((b, rows, columns, c), dy.dtype)
-        return functools.reduce(operator.add, terms)
-
-    if s == 1:
-        return phase(0, 0)
-    lines = [jnp.stack([phase(a, e) for e in range(s)], axis=3) for a in range(s)]
-    full = jnp.stack(lines, axis=2).reshape(b, rows * s, columns * s, c)
-    return full[:, :height, :width]
-
-
 def _depthwise_kernel_gradient(x, kernel_shape, dy, stride, padding):
     """Gradient for the kernel as one variadic reduction: all k*k sums in a single pass."""
     k = kernel_shape[0]
-    padded = _pad(x, padding)
+    padded = pad_image(x, padding)
     height, width = dy.shape[1:3]
     products = tuple(
-        _window(padded, i, j, height, width, stride) * dy for i in range(k) for j in range(k)
+        window_of(padded, i, j, height, width, stride) * dy for i in range(k) for j in range(k)
     )
     zeros = tuple(jnp.zeros((), dy.dtype) for _ in products)
     sums = lax.reduce(
@@ -164,58 +238,20 @@ def _depthwise_forward(x, kernel, stride, padding):
 
 def _depthwise_backward(stride, padding, residuals, dy):
     def on_cpu(x, kernel, dy):
+        def term(i, j, window):
+            return window * kernel[i, j, 0]
+
         return (
-            _depthwise_input_gradient(x.shape, kernel, dy, stride, padding),
+            sum_over_windows(term, (dy,), x.shape, kernel.shape[0], stride, padding),
             _depthwise_kernel_gradient(x, kernel.shape, dy, stride, padding),
         )
 
-    def elsewhere(x, kernel, dy):
-        _, pullback = jax.vjp(lambda x, w: _lax_conv(x, w, stride, padding, x.shape[-1]), x, kernel)
-        return pullback(dy)
-
-    return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=elsewhere)
+    return lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=on_cpu,
+        default=lambda x, w, dy: _lax_gradients(x, w, dy, stride, padding, x.shape[-1]),
+    )
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _patches(x, k, stride, padding):
-    """The k*k*c pixels under each output pixel: `[b, h', w', k*k*c]`."""
-    height, width = _output_size(x, k, stride, padding)
-    padded = _pad(x, padding)
-    return jnp.concatenate(
-        [_window(padded, i, j, height, width, stride) for i in range(k) for j in range(k)], axis=-1
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def stem_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Dense convolution of an input with few channels: `[k, k, c, o]` -> `[b, h', w', o]`."""
-    k, _, c, o = kernel.shape
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, w: _patches(x, k, stride, padding) @ w.reshape(k * k * c, o),
-        default=lambda x, w: _lax_conv(x, w, stride, padding, 1),
-    )
-
-
-def _stem_forward(x, kernel, stride, padding):
-    return stem_conv(x, kernel, stride, padding), (x, kernel)
-
-
-def _stem_backward(stride, padding, residuals, dy):
-    def on_cpu(x, kernel, dy):
-        patches = _patches(x, kernel.shape[0], stride, padding)
-        kernel_gradient = jnp.einsum("bhwp,bhwo->po", patches, dy).reshape(kernel.shape)
-        _, pullback = jax.vjp(lambda x: _lax_conv(x, kernel, stride, padding, 1), x)
-        return *pullback(dy), kernel_gradient
-
-    def elsewhere(x, kernel, dy):
-        _, pullback = jax.vjp(lambda x, w: _lax_conv(x, w, stride, padding, 1), x, kernel)
-        return pullback(dy)
-
-    return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=elsewhere)
-
-
-stem_conv.defvjp(_stem_forward, _stem_backward)

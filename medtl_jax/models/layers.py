@@ -1,5 +1,6 @@
 """Building blocks shared by the families: convolution, norm and activation, drop-path."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,9 +11,9 @@ from medtl_jax.models import kernels
 from medtl_jax.models.norms import BatchNorm
 
 Activation = Callable[[jax.Array], jax.Array]
-
-# Below this many input channels a dense convolution is a stem, reading the image itself.
-_STEM_CHANNELS = 4
+# Pixels on every side, on top and bottom and on left and right, or TensorFlow's "SAME".
+Padding = int | tuple[int, int] | str
+Size = int | tuple[int, int]
 
 
 def relu6(x: jax.Array) -> jax.Array:
@@ -20,53 +21,91 @@ def relu6(x: jax.Array) -> jax.Array:
     return jnp.clip(x, 0, 6)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+    """What all layers of a network have in common.
+
+    Attributes:
+      momentum: of the running statistics, in Flax's convention (1 - torch's).
+      eps: added to a variance; part of the weights' definition.
+      dtype: of the computation; parameters and statistics stay float32.
+    """
+
+    momentum: float = 0.9
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+
+def explicit_padding(
+    padding: Padding, image: tuple[int, int], kernel: tuple[int, int], stride: int
+) -> kernels.Padding:
+    """`((top, bottom), (left, right))` in pixels, for an image and a kernel `(height, width)`."""
+    if padding == "same":
+        height, width = (
+            kernels.same_padding(*sizes, stride) for sizes in zip(image, kernel, strict=True)
+        )
+        return height, width
+    vertical, horizontal = padding if isinstance(padding, tuple) else (padding, padding)
+    return (vertical, vertical), (horizontal, horizontal)
+
+
 class Conv(nn.Module):
-    """Convolution without bias, TensorFlow "SAME" padding: `[b, h, w, c]` -> `[b, h', w', o]`.
+    """Convolution: `[b, h, w, c]` -> `[b, h', w', o]`.
 
     The kernel is `[k, k, c, o]`, or `[k, k, 1, c]` when `depthwise`.
+
+    Attributes:
+      padding: pixels on both sides, one number or `(vertical, horizontal)`, or `"same"` for
+        TensorFlow's rule.
+      use_bias: adds `bias` `[o]`.
+      offset: adds the convolution of an image of ones with `offset` `[k, k, 1, o]`: a bias that
+        knows where the padding lies, see `weights.adapt`.
     """
 
     features: int
-    kernel_size: int = 1
+    kernel_size: Size = 1
     stride: int = 1
+    padding: Padding = 0
     depthwise: bool = False
+    use_bias: bool = False
+    offset: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        k, c = self.kernel_size, x.shape[-1]
+        k = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * 2
         # He et al. 2015; the fan of a depthwise kernel is its own window alone.
         fan = "fan_in" if self.depthwise else "fan_out"
         init = nn.initializers.variance_scaling(2.0, fan, "normal")
-        kernel = self.param("kernel", init, (k, k, 1 if self.depthwise else c, self.features))
-        kernel = kernel.astype(self.dtype)
-        height, width = (kernels.same_padding(x.shape[axis], k, self.stride) for axis in (1, 2))
-        if self.depthwise:
-            return kernels.depthwise_conv(x, kernel, self.stride, (height, width))
-        if k == 1 and self.stride == 1:
-            return kernels.pointwise_conv(x, kernel)
-        if c <= _STEM_CHANNELS:
-            return kernels.stem_conv(x, kernel, self.stride, (height, width))
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            (height, width),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        channels = 1 if self.depthwise else x.shape[-1]
+        kernel = self.param("kernel", init, (*k, channels, self.features)).astype(self.dtype)
+        padding = explicit_padding(self.padding, x.shape[1:3], k, self.stride)
+        convolve = kernels.depthwise_conv if self.depthwise else kernels.conv
+        y = convolve(x, kernel, self.stride, padding)
+        if self.offset:
+            zeros = nn.initializers.zeros
+            offset = self.param("offset", zeros, (*k, 1, self.features)).astype(self.dtype)
+            ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+            y = y + kernels.conv(ones, offset, self.stride, padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch norm and activation (None for a linear projection)."""
+    """Convolution, batch norm (unless `norm=False`) and activation (None: a linear projection)."""
 
     features: int
-    kernel_size: int = 1
+    kernel_size: Size = 1
     stride: int = 1
+    padding: Padding = 0
     depthwise: bool = False
-    activation: Activation | None = relu6
-    momentum: float = 0.99
-    eps: float = 1e-3
-    dtype: jnp.dtype = jnp.float32
+    use_bias: bool = False
+    norm: bool = True
+    activation: Activation | None = nn.relu
+    offset: bool = False
+    settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, update: bool) -> jax.Array:
@@ -74,12 +113,27 @@ class ConvNormAct(nn.Module):
             self.features,
             self.kernel_size,
             self.stride,
+            self.padding,
             self.depthwise,
-            dtype=self.dtype,
+            self.use_bias,
+            self.offset,
+            self.settings.dtype,
             name="conv",
         )(x)
-        x = BatchNorm(self.momentum, self.eps, self.dtype, name="norm")(x, update=update)
+        if self.norm:
+            x = make_norm(self.settings, "norm")(x, update=update)
         return x if self.activation is None else self.activation(x)
+
+
+def make_norm(settings: LayerSettings, name: str) -> BatchNorm:
+    """The batch norm of a network with these settings, to be called inside a module."""
+    return BatchNorm(settings.momentum, settings.eps, settings.dtype, name=name)
+
+
+def dense(features: int, settings: LayerSettings, name: str) -> nn.Dense:
+    """A fully connected layer `[b, c]` -> `[b, features]`, to be called inside a module."""
+    init = nn.initializers.normal(0.01)
+    return nn.Dense(features, dtype=settings.dtype, kernel_init=init, name=name)
 
 
 class DropPath(nn.Module):

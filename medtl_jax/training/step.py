@@ -13,7 +13,8 @@ import optax
 from medtl_jax.augment.policy import Augment
 from medtl_jax.errors import UserError
 from medtl_jax.keys import named_key
-from medtl_jax.models.registry import ModelSpec, normalize
+from medtl_jax.models.inputs import normalize
+from medtl_jax.models.registry import ModelSpec
 from medtl_jax.objectives.task import LossTerm
 from medtl_jax.transfer.groups import FROZEN, frozen_stages, stop_frozen
 from medtl_jax.transfer.optim import group_norms
@@ -121,7 +122,7 @@ def train_step(
       parts: static.
     """
     key = jax.random.fold_in(key, state.step)
-    image = normalize(parts.augment(named_key(key, "augment"), batch["image"]), parts.spec)
+    image = normalize(parts.augment(named_key(key, "augment"), batch["image"]), parts.spec.input)
     rngs = {"dropout": named_key(key, "dropout")}
 
     def loss(params):
@@ -136,7 +137,8 @@ def train_step(
         for factor, term in parts.terms:
             value, count = term(out, batch, params, state.anchor)
             total = total + factor * value / jnp.maximum(count, 1e-12)
-        return total, (logits, updated["batch_stats"])
+        # Linen returns no batch_stats for a network without batch norms.
+        return total, (logits, updated.get("batch_stats", state.batch_stats))
 
     (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
@@ -165,7 +167,7 @@ def train_step(
 
 def eval_step(variables: Tree, image: jax.Array, *, model: nn.Module, spec: ModelSpec) -> jax.Array:
     """float32 logits `[b, classes]` of uint8 images `[b, h, w, c]`, in evaluation mode."""
-    logits, _ = model.apply(variables, normalize(image, spec))
+    logits, _ = model.apply(variables, normalize(image, spec.input))
     return logits
 
 

@@ -79,15 +79,6 @@ def compare_depthwise(x, kernel, stride, padding):
     )
 
 
-def compare_stem(x, kernel, stride, padding):
-    compare(
-        lambda x, w: kernels.stem_conv(x, w, stride, padding),
-        lambda x, w: reference(x, w, stride, padding, 1),
-        x,
-        kernel,
-    )
-
-
 def same(x, k, stride):
     return tuple(kernels.same_padding(x.shape[axis], k, stride) for axis in (1, 2))
 
@@ -158,19 +149,87 @@ def test_depthwise_equals_numpy_on_any_shape(shape, k, stride):
     )
 
 
-@hypothesis.given(shapes, st.sampled_from([3, 5]), st.integers(1, 2))
-@hypothesis.settings(max_examples=6)
-def test_stem_equals_numpy_on_any_shape(shape, k, stride):
+@hypothesis.given(shapes, st.sampled_from([1, 3, 5]), st.integers(1, 3))
+@hypothesis.settings(max_examples=4)
+def test_conv_equals_numpy_on_any_shape(shape, k, stride):
     x, kernel = normal(2, *shape), normal(3, k, k, shape[-1], 2)
     padding = same(x, k, stride)
     wanted = in_numpy(x, kernel, stride, padding, ("bhwc", "co", "bhwo"))
-    compare_with_numpy(lambda x, w: kernels.stem_conv(x, w, stride, padding), x, kernel, wanted)
+    compare_with_numpy(lambda x, w: kernels.conv(x, w, stride, padding), x, kernel, wanted)
 
 
-@pytest.mark.parametrize(("k", "stride"), [(3, 1), (3, 2), (1, 2)])
-def test_stem_equals_lax(k, stride):
-    x, kernel = normal(0, 2, 7, 10, 3), normal(1, k, k, 3, 4)
-    compare_stem(x, kernel, stride, same(x, k, stride))
+def compare_exactly(function, expected, x_shape, kernel_shape):
+    """Outputs and vjp of two functions of (x, kernel) in float64, to 1e-12 of the largest."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = (jnp.asarray(rng.standard_normal(shape)) for shape in (x_shape, kernel_shape))
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def both(f, x, kernel):
+            y, pullback = jax.vjp(f, x, kernel)
+            return y, *pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+        found, wanted = both(function, x, kernel), both(expected, x, kernel)
+    for name, a, b in zip(("y", "dx", "dkernel"), found, wanted, strict=True):
+        assert a.dtype == b.dtype == np.float64
+        np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "stride", "padding"),
+    [
+        ((8, 23, 24, 96), (3, 3, 96, 97), 1, ((1, 1), (1, 1))),  # tiles, one side odd
+        ((8, 24, 26, 98), (3, 3, 98, 96), 1, ((0, 0), (2, 1))),  # likewise, unpadded rows
+        ((2, 57, 58, 33), (3, 3, 33, 32), 1, ((1, 1), (0, 0))),  # tiles in one gradient alone
+        ((5, 31, 30, 40), (3, 3, 40, 41), 1, ((1, 1), (1, 1))),  # pieces of the batch
+        ((5, 31, 30, 40), (3, 3, 40, 41), 2, ((1, 1), (0, 1))),
+        ((3, 40, 41, 3), (7, 7, 3, 8), 2, ((3, 3), (2, 3))),  # a stem
+        ((2, 9, 8, 5), (1, 7, 5, 6), 1, ((0, 0), (3, 3))),
+        ((2, 9, 8, 5), (7, 1, 5, 6), 1, ((3, 3), (0, 0))),
+        ((2, 9, 8, 5), (3, 3, 5, 6), 2, ((0, 0), (0, 0))),
+        ((2, 9, 8, 5), (3, 3, 5, 6), 1, ((3, 4), (0, 1))),  # more padding than the kernel needs
+        ((2, 9, 8, 5), (1, 1, 5, 6), 1, ((0, 0), (0, 0))),
+        ((2, 9, 8, 5), (1, 1, 5, 6), 2, ((0, 0), (0, 0))),
+        ((2, 9, 8, 5), (1, 1, 5, 6), 2, ((1, 0), (0, 2))),
+        ((16, 28, 28, 20), (1, 1, 20, 30), 1, ((0, 0), (0, 0))),  # a product in pieces
+    ],
+)
+def test_conv_equals_lax_to_rounding(x_shape, kernel_shape, stride, padding):
+    compare_exactly(
+        lambda x, w: kernels.conv(x, w, stride, padding),
+        lambda x, w: reference(x, w, stride, padding, 1),
+        x_shape,
+        kernel_shape,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "stride", "padding"),
+    [
+        ((2, 9, 8, 5), 3, 2, ((1, 1), (1, 1))),
+        ((2, 7, 11, 5), 5, 2, ((2, 2), (2, 2))),
+        ((2, 7, 11, 5), 5, 1, ((0, 0), (0, 0))),
+        ((2, 10, 7, 5), 3, 3, ((0, 2), (1, 0))),
+    ],
+)
+def test_depthwise_equals_lax_to_rounding(shape, k, stride, padding):
+    compare_exactly(
+        lambda x, w: kernels.depthwise_conv(x, w, stride, padding),
+        lambda x, w: reference(x, w, stride, padding, shape[-1]),
+        shape,
+        (k, k, 1, shape[-1]),
+    )
+
+
+def test_tiles_keep_the_accuracy_of_float32():
+    # The transforms add up to four numbers of like size: a few bits at most.
+    x, kernel = normal(0, 6, 28, 28, 96), normal(1, 3, 3, 96, 96)
+    padding = ((1, 1), (1, 1))
+    program = jax.jit(lambda x, w: kernels.conv(x, w, 1, padding))
+    assert "convolution" not in program.lower(x, kernel).as_text()
+    exact, _, _ = in_numpy(x, kernel, 1, padding, ("bhwc", "co", "bhwo"))
+    found = np.asarray(program(x, kernel), np.float64)
+    assert np.linalg.norm(found - exact) / np.linalg.norm(exact) < 5e-7
 
 
 def test_pointwise_equals_lax():
@@ -186,10 +245,10 @@ def test_pointwise_equals_lax():
     ("function", "kernel_shape"),
     [
         (lambda x, w: kernels.depthwise_conv(x, w, 2, ((0, 1), (0, 1))), (3, 3, 1, 3)),
-        (lambda x, w: kernels.stem_conv(x, w, 2, ((0, 1), (0, 1))), (3, 3, 3, 4)),
+        (lambda x, w: kernels.conv(x, w, 2, ((0, 1), (0, 1))), (3, 3, 3, 4)),
         (kernels.pointwise_conv, (1, 1, 3, 5)),
     ],
-    ids=["depthwise", "stem", "pointwise"],
+    ids=["depthwise", "dense", "pointwise"],
 )
 def test_vmap_over_the_batch_changes_nothing(function, kernel_shape):
     x, kernel = normal(0, 3, 6, 6, 3), normal(1, *kernel_shape)
@@ -208,19 +267,40 @@ def test_vmap_over_the_batch_changes_nothing(function, kernel_shape):
     )
 
 
-def test_bfloat16_stays_bfloat16():
-    x, kernel = normal(0, 1, 6, 6, 2).astype(jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("function", "groups", "x_shape", "kernel_shape"),
+    [
+        (kernels.depthwise_conv, 2, (1, 6, 6, 2), (3, 3, 1, 2)),
+        (kernels.conv, 1, (1, 6, 6, 2), (3, 3, 2, 4)),
+        (kernels.conv, 1, (8, 24, 24, 96), (3, 3, 96, 96)),  # wide: too coarse for tiles
+    ],
+)
+def test_bfloat16_stays_bfloat16(function, groups, x_shape, kernel_shape):
+    x, kernel = (normal(i, *s).astype(jnp.bfloat16) for i, s in enumerate((x_shape, kernel_shape)))
+    padding = ((1, 1), (1, 1))
 
-    def f(x, w):
-        return kernels.depthwise_conv(x, w, 1, ((1, 1), (1, 1)))
+    @jax.jit
+    def both(x, kernel):
+        y, pullback = jax.vjp(lambda x, w: function(x, w, 1, padding), x, kernel)
+        return y, *pullback(y)
 
-    y, pullback = jax.vjp(f, x, kernel)
-    assert {leaf.dtype for leaf in (y, *pullback(y))} == {jnp.dtype(jnp.bfloat16)}
-    np.testing.assert_allclose(
-        y.astype(jnp.float32),
-        reference(x.astype(jnp.float32), jnp.ones((3, 3, 1, 2)), 1, "SAME", 2),
-        atol=0.1,
-    )
+    y, *gradients = both(x, kernel)
+    assert {leaf.dtype for leaf in (y, *gradients)} == {jnp.dtype(jnp.bfloat16)}
+    wanted = reference(*(a.astype(jnp.float32) for a in (x, kernel)), 1, padding, groups)
+    error = jnp.linalg.norm((y.astype(jnp.float32) - wanted).ravel())
+    assert error < 0.01 * jnp.linalg.norm(wanted.ravel())
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(("function", "c"), [(kernels.conv, 96), (kernels.depthwise_conv, 1)])
+def test_other_platforms_keep_one_convolution_for_each_product(platform, function, c):
+    def all_three(x, kernel, dy):
+        y, pullback = jax.vjp(lambda x, w: function(x, w, 1, ((1, 1), (1, 1))), x, kernel)
+        return y, *pullback(dy)
+
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8, 24, 24, 96), (3, 3, c, 96)))
+    exported = jax.export.export(jax.jit(all_three), platforms=[platform])(x, kernel, x)
+    assert exported.mlir_module().count("stablehlo.convolution") == 3
 
 
 def test_cpu_program_of_depthwise_has_no_convolution():

@@ -1,10 +1,11 @@
-"""Batch norm against float64 NumPy, finite differences and flax.linen."""
+"""Batch norm against float64 NumPy, finite differences, flax.linen and torch."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference as stored
 
 from medtl_jax.models.norms import BatchNorm, normalize_batch
 
@@ -76,6 +77,30 @@ def test_equals_linen(x, update):
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", stored.load_layers("batch_norm"), ids=lambda case: case.name)
+def test_a_step_of_training_equals_torch(case):
+    arrays = {name: jnp.asarray(array) for name, array in case.arrays.items()}
+    keep = 1 - case.settings["momentum"]  # torch's momentum is the weight of the new value
+    norm = BatchNorm(keep, case.settings["eps"])
+    statistics = {"mean": arrays["mean"], "var": arrays["var"]}
+
+    def apply(image, scale, bias):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": statistics}
+        return norm.apply(variables, image, update=True, mutable=["batch_stats"])
+
+    inputs = ("image", "scale", "bias")
+    y, pullback, moved = jax.vjp(apply, *(arrays[name] for name in inputs), has_aux=True)
+    np.testing.assert_allclose(y, arrays["output"], rtol=1e-5, atol=1e-5)
+    for name, found in zip(inputs, pullback(arrays["cotangent"]), strict=True):
+        np.testing.assert_allclose(found, arrays[f"gradient_{name}"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], arrays["new_mean"], rtol=1e-5)
+    # torch stores n / (n - 1) of the batch's variance, here it is stored as it is (as in Flax).
+    count = case.arrays["image"][..., 0].size
+    old = keep * case.arrays["var"]
+    expected = old + (case.arrays["new_var"] - old) * (count - 1) / count
+    np.testing.assert_allclose(moved["batch_stats"]["var"], expected, rtol=1e-5)
 
 
 def test_statistics_after_one_step_by_hand():

@@ -7,7 +7,7 @@ import scipy.special
 import sklearn.metrics
 
 from medtl_jax.errors import UserError
-from medtl_jax.models.registry import normalize
+from medtl_jax.models.inputs import normalize
 from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict, negative_log_likelihood, probabilities
 
@@ -26,7 +26,7 @@ def network(tiny_model):
 
 def test_rows_are_in_order_whatever_the_batch_and_the_devices(network, tiny_variables, images):
     model, spec = network
-    x = normalize(images[:13], spec)
+    x = normalize(images[:13], spec.input)
     wanted = np.asarray(jax.jit(lambda v, x: model.apply(v, x)[0])(tiny_variables, x))
     assert len(np.unique(wanted[:, 0])) == 13
     for devices, batch_size in ((4, 8), (1, 5), (4, 16)):

@@ -16,6 +16,7 @@ from medtl_jax.data.loader import training_indices
 from medtl_jax.errors import UserError
 from medtl_jax.keys import named_key
 from medtl_jax.models import registry
+from medtl_jax.models.inputs import normalize
 from medtl_jax.objectives.task import cross_entropy
 from medtl_jax.training import step as step_module
 from medtl_jax.training.devices import data_mesh
@@ -85,7 +86,7 @@ def test_loss_and_logs_of_a_step_by_hand(make_training, pictures):
     training = make_training(augment=off, dropout=0.0)
     batch = {name: jnp.asarray(array[:16]) for name, array in pictures.items()}
     variables = training.state()
-    x = registry.normalize(batch["image"], training.parts.spec)
+    x = normalize(batch["image"], training.parts.spec.input)
     (logits, _), _ = training.parts.model.apply(
         {"params": variables.params, "batch_stats": variables.batch_stats},
         x,

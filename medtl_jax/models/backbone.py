@@ -1,0 +1,90 @@
+"""The common shape of all networks: named stages, auxiliary heads, pooled features, a head."""
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medtl_jax.models.layers import LayerSettings
+
+HEAD = "head"
+# The part of an auxiliary head whose width is the number of classes.
+HEAD_OF_AUXILIARY = "classifier"
+
+
+class Backbone(nn.Module):
+    """A network of named stages: `(logits [b, classes], out)` of an image `[b, h, w, c]`.
+
+    `out` holds `stem`, `stage1` .. `stageN` as `[b, h', w', c']` maps and `features` `[b, d]`, the
+    vector that the head reads. With `auxiliary`, in training, it also holds the logits of the
+    auxiliary heads under their names. A family is a subclass that defines `trunk`.
+
+    Attributes:
+      num_classes: width of the head.
+      in_chans: channels of the image.
+      offset: the first convolution has an `offset`, see `layers.Conv`.
+      dropout: rate before the head (and inside `features`, where the original has it there).
+      drop_path: block i of n drops its residual with the rate `drop_path * i / n`, in the
+        families that have residuals; a frozen stage drops none.
+      auxiliary: has the auxiliary heads of the original.
+      momentum, eps, dtype: see `LayerSettings`.
+    """
+
+    num_classes: int
+    in_chans: int = 3
+    offset: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    auxiliary: bool = False
+    momentum: float = 0.9
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    # Whether `drop_path` has anything to drop.
+    has_residuals = False
+    # False where the original has no dropout between the features and the classifier.
+    drops_features = True
+
+    @property
+    def settings(self) -> LayerSettings:
+        """What the layers have in common."""
+        return LayerSettings(self.momentum, self.eps, self.dtype)
+
+    def trunk(self) -> Iterator[tuple[str, nn.Module]]:
+        """The stages in forward order; each is called as `stage(x, update=...)`.
+
+        The last may be `features`; where its result is still a map, it is averaged over space.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no stages")
+
+    def auxiliary_heads(self) -> dict[str, tuple[str, nn.Module]]:
+        """stage -> `(name, head)`: the auxiliary head that reads the stage's map."""
+        return {}
+
+    @nn.compact
+    def __call__(
+        self,
+        image: jax.Array,
+        train: bool = False,
+        frozen: tuple[str, ...] = (),
+        domain: int = 0,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if domain != 0:
+            raise ValueError(f"domain {domain}: this model keeps the statistics of domain 0 alone")
+        if image.shape[-1] != self.in_chans:
+            raise ValueError(f"an image of {image.shape[-1]} channels, in_chans={self.in_chans}")
+        heads = self.auxiliary_heads() if self.auxiliary else {}
+        out, x = {}, image.astype(self.dtype)
+        for name, stage in self.trunk():
+            x = stage(x, update=train and name not in frozen)
+            out[name] = x
+            if name in heads and (train or self.is_initializing()):
+                auxiliary, head = heads[name]
+                out[auxiliary] = head(x, update=train and auxiliary not in frozen)
+        x = x.mean((1, 2), dtype=jnp.float32) if x.ndim == 4 else x.astype(jnp.float32)
+        out["features"] = x
+        if self.drops_features:
+            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name=HEAD)
+        return head(x), out
