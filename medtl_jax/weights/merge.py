@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medtl_jax.errors import UserError
-from medtl_jax.weights.files import read_weights
-from medtl_jax.weights.naming import to_linen
-from medtl_jax.weights.sources import find_weights
+from medtl_jax.models.inputs import InputSpec
 
 _SHOWN_PER_KIND = 4
 _SHOWN_IN_REPORT = 8
@@ -22,7 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What a merge did; `str()` of it is two to four lines for the user.
+    """What a merge did; `str()` of it is up to six lines for the user.
 
     Attributes:
       loaded: flat name -> shape of what came from the file.
@@ -30,6 +28,10 @@ class MergeReport:
       skipped: flat name -> shape of what `dont_load` left in the file.
       source: name of the weights file, `""` where there was none.
       sha256: of the weights file, hex, `""` where there was none.
+      scheme: whose names the file uses, `""` where there was none.
+      input: what the weights, adapted if they were, expect of an image; None where unknown.
+      input_origin: who says so, `""` where nobody does.
+      adapted: what was changed to fit the model, in words.
     """
 
     loaded: Shapes
@@ -37,6 +39,10 @@ class MergeReport:
     skipped: Shapes
     source: str = ""
     sha256: str = ""
+    scheme: str = ""
+    input: InputSpec | None = None
+    input_origin: str = ""
+    adapted: tuple[str, ...] = ()
 
     @property
     def loaded_values(self) -> int:
@@ -50,9 +56,15 @@ class MergeReport:
 
     def __str__(self) -> str:
         origin = f" from {self.source}" if self.source else ""
-        digest = f" (sha256 {self.sha256[:8]}...)" if self.sha256 else ""
+        names = f", names of {self.scheme}" if self.scheme else ""
+        digest = f" (sha256 {self.sha256[:8]}...{names})" if self.sha256 else ""
         lines = [f"loaded {self.loaded_values:,} values in {len(self.loaded)} tensors"]
         lines[0] += origin + digest
+        if self.input:
+            mean, std = _numbers(self.input.mean), _numbers(self.input.std)
+            line = f"input: (x - mean) / std, x in 0..255, mean {mean}, std {std}"
+            lines.append(line + (f", {self.input_origin}" if self.input_origin else ""))
+        lines += [f"adapted: {words}" for words in self.adapted]
         if self.kept:
             lines.append(f"kept own init ({self.kept_values:,} values): {_sizes(self.kept)}")
         if self.skipped:
@@ -61,7 +73,11 @@ class MergeReport:
 
 
 def merge_weights(
-    variables, loaded: dict[str, np.ndarray], *, dont_load: Sequence[str] = ()
+    variables,
+    loaded: dict[str, np.ndarray],
+    *,
+    dont_load: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> tuple[dict, MergeReport]:
     """Return `variables` with the weights of `loaded` in them, and a report.
 
@@ -74,6 +90,8 @@ def merge_weights(
       loaded: flat, as from `to_linen`: `"params/stem/conv/kernel"` -> array.
       dont_load: regular expressions, each matched against whole flat names
         (`"params/head/.*"`). They excuse a name from everything that is checked.
+      optional: parts of the network (`"aux1"`) that may be absent altogether, from the file or
+        from the model; they are then treated as `dont_load`.
 
     Raises:
       UserError: names of the model that the file lacks, names of the file that the model
@@ -84,6 +102,7 @@ def merge_weights(
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     model = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     excused = _excused(dont_load, [*model, *(name for name in loaded if name not in model)])
+    excused |= _absent_parts(optional, model, loaded)
     wanted = [name for name in model if name not in excused]
     if not wanted:
         raise UserError("dont_load leaves nothing to load: set model.weights to none instead")
@@ -110,28 +129,6 @@ def merge_weights(
     return jax.tree_util.tree_unflatten(structure, merged.values()), report
 
 
-def load_pretrained(
-    variables, model_name: str, weights: str, dont_load: Sequence[str] = ()
-) -> tuple[dict, MergeReport, str]:
-    """Return `variables` with the weights that `weights` names, a report, and their SHA-256.
-
-    `weights` is `"imagenet"` or a path, as in `find_weights`; for the rest see `merge_weights`.
-
-    Raises:
-      UserError: as `find_weights`, `read_weights`, `to_linen` and `merge_weights`; the last
-        two with the file's path in front.
-    """
-    path = find_weights(model_name, weights)
-    file = read_weights(path)
-    try:
-        flat = to_linen(model_name, file.tensors)
-        merged, report = merge_weights(variables, flat, dont_load=dont_load)
-    except UserError as error:
-        raise UserError(f"weights file {path}: {error}") from error
-    report = dataclasses.replace(report, source=path.name, sha256=file.sha256)
-    return merged, report, file.sha256
-
-
 def _excused(dont_load: Sequence[str], names: list[str]) -> set[str]:
     """The names that some pattern matches in full."""
     if isinstance(dont_load, str):
@@ -149,6 +146,18 @@ def _excused(dont_load: Sequence[str], names: list[str]) -> set[str]:
             )
         excused |= matched
     return excused
+
+
+def _absent_parts(optional: Sequence[str], model, loaded) -> set[str]:
+    """The names of the optional parts that the model or the file does not have at all."""
+    absent: set[str] = set()
+    for part in optional:
+        ours, theirs = (
+            {name for name in names if name.split("/")[1:2] == [part]} for names in (model, loaded)
+        )
+        if not ours or not theirs:
+            absent |= ours | theirs
+    return absent
 
 
 def _convert(name: str, array: np.ndarray, leaf) -> tuple[str, str, jax.Array | None]:
@@ -189,6 +198,13 @@ def _raise_problems(problems: dict[str, list[str]]) -> None:
             f"the weights do not fit the model: {', '.join(parts)}; choose weights of the same "
             "model, or name what shall keep the model's own init in dont_load"
         )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    """One number for equal values, else the first few."""
+    distinct = values[:1] if len(set(values)) == 1 else values
+    more = " ..." if len(distinct) > _SHOWN_PER_KIND else ""
+    return " ".join(f"{value:.6g}" for value in distinct[:_SHOWN_PER_KIND]) + more
 
 
 def _sizes(shapes: Shapes) -> str:

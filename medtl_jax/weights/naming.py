@@ -1,14 +1,15 @@
-"""Names and layouts of pretrained weights: a table for each family, source key -> Linen path.
+"""Names and layouts of pretrained weights: one table for each model and each way of writing it.
 
-To add a family, write its table as a function that returns `Naming` and put it in `FAMILIES`.
+A table is made by a function of `tables.py`; to add a family, write its table there.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from medtl_jax.errors import UserError
+from medtl_jax.models.inputs import InputSpec
 
 _FIRST_UNKNOWN = 6
 
@@ -22,25 +23,80 @@ class Layout:
 
 
 VECTOR = Layout("C", lambda x: x)
-# A depthwise kernel [c, 1, k, k] becomes [k, k, 1, c] by the same transpose.
-CONV = Layout("OIHW", lambda x: x.transpose(2, 3, 1, 0))
-DENSE = Layout("OI", lambda x: x.transpose(1, 0))
+# torch and Caffe. A depthwise kernel [c, 1, k, k] becomes [k, k, 1, c] by the same transpose.
+CONV_OIHW = Layout("OIHW", lambda x: x.transpose(2, 3, 1, 0))
+DENSE_OI = Layout("OI", lambda x: x.transpose(1, 0))
+# Keras and Linen agree.
+CONV_HWIO = Layout("HWIO", lambda x: x)
+DENSE_IO = Layout("IO", lambda x: x)
+
+
+def bgr(layout: Layout) -> Layout:
+    """`layout` of a first convolution over blue, green, red, turned to red, green, blue."""
+    return Layout(layout.axes, lambda x: layout.change(x)[:, :, ::-1])
+
+
+def flattened(channels: int, side: int) -> Layout:
+    """`[o, c * h * w]` of a layer over a flattened `[c, h, w]` map -> `[h * w * c, o]`."""
+
+    def change(x):
+        if x.shape[1] != channels * side * side:
+            return x.transpose(1, 0)  # its shape is then refused by the merge
+        maps = x.reshape(-1, channels, side, side)
+        return maps.transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+    return Layout("OI", change)
 
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """The table of one model.
+    """One way of writing the weights of one model.
 
     Attributes:
+      scheme: who writes them so: `"torchvision"`, `"timm"`, `"keras"`, ...
+      input: what such weights expect of an image.
       targets: source key -> (flat Linen name, layout).
       ignored: source keys that have no place in Linen.
+      rename: applied to the keys of a file first.
     """
 
-    targets: dict[str, tuple[str, Layout]]
-    ignored: frozenset[str]
+    scheme: str
+    input: InputSpec
+    targets: Mapping[str, tuple[str, Layout]]
+    ignored: frozenset[str] = frozenset()
+    rename: Callable[[str], str] = str
+
+    def known(self, key: str) -> bool:
+        """Whether the table has a place for a key of a file, or ignores it."""
+        key = self.rename(key)
+        return key in self.targets or key in self.ignored
 
 
-def to_linen(model_name: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def choose_naming(model_name: str, namings: tuple[Naming, ...], keys: list[str]) -> Naming:
+    """The naming that knows the most of `keys`.
+
+    Raises:
+      UserError: there is none, or a key that the best one does not know.
+    """
+    if not namings:
+        raise UserError(
+            f"no names of others' weights are known for the model {model_name!r}: it loads the "
+            "weights.safetensors of a run of its own"
+        )
+    best = max(namings, key=lambda naming: sum(map(naming.known, keys)))
+    unknown = sorted(key for key in keys if not best.known(key))
+    if unknown:
+        listed = ", ".join(unknown[:_FIRST_UNKNOWN])
+        more = f" and {len(unknown) - _FIRST_UNKNOWN} more" if len(unknown) > _FIRST_UNKNOWN else ""
+        schemes = ", ".join(naming.scheme for naming in namings)
+        raise UserError(
+            f"{len(unknown)} of {len(keys)} keys are unknown for {model_name} (as written by "
+            f"{schemes}): {listed}{more}; use a file made for {model_name}"
+        )
+    return best
+
+
+def to_linen(naming: Naming, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return `tensors` under Linen's names and in Linen's layout, flat.
 
     Keys start with `params/` or `batch_stats/`. Convolution kernels are `[h, w, in, out]`
@@ -48,84 +104,21 @@ def to_linen(model_name: str, tensors: dict[str, np.ndarray]) -> dict[str, np.nd
     names are absent is for `merge_weights` to say.
 
     Raises:
-      UserError: no table for `model_name`, a key that the table does not know, or a tensor
-        with another number of axes than its layer needs.
+      UserError: a tensor with another number of axes than its layer needs, or two keys for one
+        place.
     """
-    if model_name not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(f"no weight names are known for the model {model_name!r}; known: {known}")
-    naming = FAMILIES[model_name]()
-    unknown = sorted(tensors.keys() - naming.targets.keys() - naming.ignored)
-    if unknown:
-        listed = ", ".join(unknown[:_FIRST_UNKNOWN])
-        more = f" and {len(unknown) - _FIRST_UNKNOWN} more" if len(unknown) > _FIRST_UNKNOWN else ""
-        raise UserError(
-            f"weights for {model_name} have {len(unknown)} unknown keys: {listed}{more}; "
-            f"use a file made for {model_name}"
-        )
-    flat = {}
+    flat: dict[str, np.ndarray] = {}
     for source, array in tensors.items():
-        if source in naming.ignored:
+        key = naming.rename(source)
+        if key in naming.ignored:
             continue
-        target, layout = naming.targets[source]
+        target, layout = naming.targets[key]
         if array.ndim != len(layout.axes):
             raise UserError(
-                f"weights for {model_name}: {source} has shape {list(array.shape)}, "
-                f"expected {len(layout.axes)} axes ({layout.axes})"
+                f"{source} has shape {list(array.shape)}, expected {len(layout.axes)} axes "
+                f"({layout.axes})"
             )
+        if target in flat:
+            raise UserError(f"two tensors for {target}, the second is {source}")
         flat[target] = np.ascontiguousarray(layout.change(array))
     return flat
-
-
-class _Table:
-    """Collects the rows of a torch model's table, layer by layer."""
-
-    def __init__(self) -> None:
-        self.targets: dict[str, tuple[str, Layout]] = {}
-        self.ignored: set[str] = set()
-
-    def conv(self, source: str, target: str) -> None:
-        self.targets[f"{source}.weight"] = (f"params/{target}/kernel", CONV)
-
-    def norm(self, source: str, target: str) -> None:
-        self.targets[f"{source}.weight"] = (f"params/{target}/scale", VECTOR)
-        self.targets[f"{source}.bias"] = (f"params/{target}/bias", VECTOR)
-        self.targets[f"{source}.running_mean"] = (f"batch_stats/{target}/mean", VECTOR)
-        self.targets[f"{source}.running_var"] = (f"batch_stats/{target}/var", VECTOR)
-        # Torch counts its updates for a momentum of None, which no model here uses.
-        self.ignored.add(f"{source}.num_batches_tracked")
-
-    def conv_norm(self, conv: str, norm: str, target: str) -> None:
-        self.conv(conv, f"{target}/conv")
-        self.norm(norm, f"{target}/norm")
-
-    def dense(self, source: str, target: str) -> None:
-        self.targets[f"{source}.weight"] = (f"params/{target}/kernel", DENSE)
-        self.targets[f"{source}.bias"] = (f"params/{target}/bias", VECTOR)
-
-    def done(self) -> Naming:
-        return Naming(self.targets, frozenset(self.ignored))
-
-
-def _efficientnet_lite(repeats: tuple[int, ...]) -> Naming:
-    """EfficientNet-Lite as in the package efficientnet-lite-pytorch; blocks counted through."""
-    table = _Table()
-    table.conv_norm("_conv_stem", "_bn0", "stem")
-    index = 0
-    for stage, blocks in enumerate(repeats, start=1):
-        for block in range(1, blocks + 1):
-            source, target = f"_blocks.{index}", f"stage{stage}/block{block}"
-            # The first stage has expansion ratio 1: no expanding convolution.
-            if stage > 1:
-                table.conv_norm(f"{source}._expand_conv", f"{source}._bn0", f"{target}/expand")
-            table.conv_norm(f"{source}._depthwise_conv", f"{source}._bn1", f"{target}/depthwise")
-            table.conv_norm(f"{source}._project_conv", f"{source}._bn2", f"{target}/project")
-            index += 1
-    table.conv_norm("_conv_head", "_bn1", "features")
-    table.dense("_fc", "head")
-    return table.done()
-
-
-FAMILIES: dict[str, Callable[[], Naming]] = {
-    "efficientnet_lite0": lambda: _efficientnet_lite((1, 2, 2, 3, 3, 4, 1)),
-}

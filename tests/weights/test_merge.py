@@ -1,6 +1,4 @@
-"""The strict merge: on toy trees with every kind of mistake, and once on the real weights."""
-
-import math
+"""The strict merge, on toy trees with every kind of mistake. Files are in test_pretrained.py."""
 
 import flax.core
 import flax.linen as nn
@@ -10,12 +8,8 @@ import numpy as np
 import pytest
 
 from medtl_jax.errors import UserError
-from medtl_jax.weights.files import read_weights
-from medtl_jax.weights.merge import MergeReport, load_pretrained, merge_weights
-from medtl_jax.weights.naming import to_linen
-from medtl_jax.weights.sources import find_weights
-
-REAL = "efficientnet_lite0"
+from medtl_jax.models.inputs import InputSpec
+from medtl_jax.weights.merge import MergeReport, merge_weights
 
 
 def toy_model(classes=2):
@@ -169,6 +163,47 @@ def test_mistakes_in_dont_load(dont_load, reason):
     assert reason in message(toy_model(), toy_file(), dont_load=dont_load)
 
 
+AUX = {"params/aux/kernel": np.ones((4, 2), np.float32), "params/aux/bias": np.ones(2, np.float32)}
+
+
+def with_aux():
+    model = toy_model()
+    model["params"]["aux"] = {
+        "kernel": np.zeros((4, 2), np.float32),
+        "bias": np.zeros(2, np.float32),
+    }
+    return model
+
+
+def test_an_optional_part_that_only_the_file_has():
+    merged, report = merge_weights(toy_model(), toy_file() | AUX, optional=("aux", "aux2"))
+    assert report.skipped == {"params/aux/kernel": (4, 2), "params/aux/bias": (2,)}
+    assert not report.kept and set(report.loaded) == set(toy_file())
+    assert "aux" not in merged["params"]
+
+
+def test_an_optional_part_that_only_the_model_has():
+    model = with_aux()
+    merged, report = merge_weights(model, toy_file(), optional=("aux",))
+    assert set(report.kept) == set(AUX)
+    assert merged["params"]["aux"]["kernel"] is model["params"]["aux"]["kernel"]
+
+
+def test_an_optional_part_that_both_have_is_loaded():
+    merged, report = merge_weights(with_aux(), toy_file() | AUX, optional=("aux",))
+    assert not report.kept and not report.skipped
+    np.testing.assert_array_equal(merged["params"]["aux"]["kernel"], AUX["params/aux/kernel"])
+
+
+def test_half_an_optional_part_is_no_part():
+    half = {"params/aux/bias": AUX["params/aux/bias"]}
+    text = message(with_aux(), toy_file() | half, optional=("aux",))
+    assert "1 missing from the file (params/aux/kernel [4, 2])" in text
+    long = {"params/auxiliary/bias": np.ones(2, np.float32)}
+    text = message(toy_model(), toy_file() | long, optional=("aux",))
+    assert "1 not in the model (params/auxiliary/bias [2])" in text
+
+
 def test_report_is_a_few_readable_lines():
     report = MergeReport(
         loaded={"params/stem/conv/kernel": (3, 3, 3, 32), "params/stem/norm/bias": (32,)},
@@ -176,15 +211,28 @@ def test_report_is_a_few_readable_lines():
         skipped={"params/head/bias": (1000,), "params/head/kernel": (1280, 1000)},
         source="net.pth",
         sha256="0123456789abcdef" * 4,
+        scheme="timm",
+        input=InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        input_origin="names of timm",
+        adapted=("params/stem/conv/kernel from 3 to 1 channels",),
     )
     assert str(report).splitlines() == [
-        "loaded 896 values in 2 tensors from net.pth (sha256 01234567...)",
+        "loaded 896 values in 2 tensors from net.pth (sha256 01234567..., names of timm)",
+        "input: (x - mean) / std, x in 0..255, mean 123.675 116.28 103.53, std 58.395 57.12 57.375"
+        ", names of timm",
+        "adapted: params/stem/conv/kernel from 3 to 1 channels",
         "kept own init (5,124 values): params/head/bias [4], params/head/kernel [1280, 4]",
         "not taken from the file: params/head/bias [1000], params/head/kernel [1280, 1000]",
     ]
     many = MergeReport(loaded={"a": ()}, kept={f"k{i}": (2,) for i in range(10)}, skipped={})
     assert str(many).splitlines()[0] == "loaded 1 values in 1 tensors"
     assert str(many).endswith("k7 [2] and 2 more")
+    equal = InputSpec((127.5,) * 500, (128.0,) * 500)
+    report = MergeReport(loaded={"a": ()}, kept={}, skipped={}, input=equal)
+    assert str(report).endswith("input: (x - mean) / std, x in 0..255, mean 127.5, std 128")
+    differing = InputSpec(tuple(range(500)), (255 / 3,) * 500)
+    report = MergeReport(loaded={"a": ()}, kept={}, skipped={}, input=differing)
+    assert str(report).endswith("mean 0 1 2 3 ..., std 85")
 
 
 class Net(nn.Module):
@@ -210,48 +258,3 @@ def test_variables_of_linen(frozen):
     # [1, 1] @ kernel = [5, 7, 9] = the mean; [2, 1] adds [1, 2, 3] * 2 / sqrt(4).
     out = Net().apply(merged, jnp.array([[1.0, 1.0], [2.0, 1.0]]))
     np.testing.assert_allclose(out, [[10, 10, 10], [11, 12, 13]], rtol=1e-6)
-
-
-def nested(flat, classes):
-    """The variables of a model with `classes`, as shapes, that `flat` was made from."""
-    tree: dict = {}
-    for name, array in flat.items():
-        shape = (*array.shape[:-1], classes) if name.startswith("params/head") else array.shape
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return tree
-
-
-def test_load_pretrained_on_the_real_file():
-    path = find_weights(REAL, "imagenet")
-    file = read_weights(path)
-    shapes = nested(to_linen(REAL, file.tensors), classes=4)
-    merged, report, sha256 = load_pretrained(shapes, REAL, "imagenet", ("params/head/.*",))
-    assert sha256 == file.sha256 == report.sha256
-    # 4,652,008 - 1,281,000 of the head + 42,016 running statistics.
-    assert report.loaded_values == 3_413_024
-    assert len(report.loaded) == 245
-    assert str(report).startswith(
-        "loaded 3,413,024 values in 245 tensors from efficientnet-lite0-57934424.pth "
-        "(sha256 57934424...)\n"
-    )
-    assert merged["params"]["head"]["kernel"] == jax.ShapeDtypeStruct((1280, 4), jnp.float32)
-    kernel = merged["params"]["stem"]["conv"]["kernel"]
-    np.testing.assert_array_equal(kernel[0, 1, 2], file.tensors["_conv_stem.weight"][:, 2, 0, 1])
-    trunk = [leaf for leaf in jax.tree.leaves(merged) if isinstance(leaf, jax.Array)]
-    assert sum(math.prod(leaf.shape) for leaf in trunk) == 3_413_024
-
-
-def test_load_pretrained_names_the_file_in_its_refusals():
-    path = find_weights(REAL, "imagenet")
-    shapes = nested(to_linen(REAL, read_weights(path).tensors), classes=4)
-    with pytest.raises(UserError) as caught:
-        load_pretrained(shapes, REAL, str(path))
-    assert str(caught.value).startswith(
-        f"weights file {path}: the weights do not fit the model: 2 of"
-    )
-    with pytest.raises(UserError, match=r"weights file .*: no weight names are known"):
-        load_pretrained(shapes, "lenet5", str(path))

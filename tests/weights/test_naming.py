@@ -1,14 +1,27 @@
-"""The family tables: names against the published architecture, layouts against their axes."""
+"""Choosing a table for a file's keys, and layouts against their axes: by hand and on real weights.
 
-import re
+What the tables say of each model is in test_tables.py.
+"""
 
 import numpy as np
 import pytest
 
 from medtl_jax.errors import UserError
+from medtl_jax.models import inputs
 from medtl_jax.weights.files import read_weights
-from medtl_jax.weights.naming import FAMILIES, to_linen
+from medtl_jax.weights.naming import (
+    CONV_HWIO,
+    CONV_OIHW,
+    DENSE_OI,
+    VECTOR,
+    Naming,
+    bgr,
+    choose_naming,
+    flattened,
+    to_linen,
+)
 from medtl_jax.weights.sources import find_weights
+from medtl_jax.weights.tables import namings
 
 MODEL = "efficientnet_lite0"
 
@@ -20,7 +33,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def linen(source):
-    return to_linen(MODEL, source)
+    return to_linen(choose_naming(MODEL, namings(MODEL), list(source)), source)
 
 
 def test_counts(linen):
@@ -101,35 +114,86 @@ def test_kernels_change_their_axes_and_nothing_else(source, linen):
     assert all(array.flags.c_contiguous for array in linen.values())
 
 
-@pytest.mark.parametrize("model", sorted(FAMILIES))
-def test_tables_are_one_to_one(model):
-    naming = FAMILIES[model]()
-    names = [name for name, _ in naming.targets.values()]
-    assert len(set(names)) == len(names)
-    assert all(re.match("(params|batch_stats)/", name) for name in names)
-    assert not naming.ignored & naming.targets.keys()
+# ---- layouts -----------------------------------------------------------------------------------
+
+
+def test_a_flattened_map_is_read_channels_first():
+    # Torch flattens [c, h, w], Linen [h, w, c]: the same products, summed in another order.
+    rng = np.random.default_rng(0)
+    maps, weight = rng.standard_normal((5, 2, 3, 3)), rng.standard_normal((4, 18))
+    kernel = flattened(2, 3).change(weight)
+    assert kernel.shape == (18, 4)
+    wanted = maps.reshape(5, 18) @ weight.T
+    np.testing.assert_allclose(maps.transpose(0, 2, 3, 1).reshape(5, 18) @ kernel, wanted)
+
+
+def test_a_flattened_map_of_another_size_is_left_for_the_merge_to_refuse():
+    assert flattened(2, 3).change(np.zeros((4, 50))).shape == (50, 4)
+
+
+def test_bgr_turns_the_input_channels_of_either_layout():
+    blue, green, red = 1.0, 2.0, 3.0
+    keras = np.broadcast_to(np.array([blue, green, red])[:, None], (1, 1, 3, 2))
+    assert bgr(CONV_HWIO).change(keras)[0, 0, :, 1].tolist() == [red, green, blue]
+    caffe = keras.transpose(3, 2, 0, 1)
+    assert bgr(CONV_OIHW).change(caffe)[0, 0, :, 1].tolist() == [red, green, blue]
+    assert (bgr(CONV_HWIO).axes, bgr(CONV_OIHW).axes) == ("HWIO", "OIHW")
+
+
+# ---- choosing and refusing ---------------------------------------------------------------------
+
+TORCH = Naming(
+    "torch",
+    inputs.IMAGENET,
+    {"fc.weight": ("params/head/kernel", DENSE_OI), "fc.bias": ("params/head/bias", VECTOR)},
+    frozenset({"steps"}),
+    lambda key: key.removeprefix("net."),
+)
+KERAS = Naming("keras", inputs.CAFFE, {"fc/bias": ("params/head/bias", VECTOR)})
+
+
+def test_the_naming_that_knows_most_is_chosen():
+    assert choose_naming("net", (TORCH, KERAS), ["fc.weight", "steps"]) is TORCH
+    assert choose_naming("net", (TORCH, KERAS), ["net.fc.bias"]) is TORCH
+    assert choose_naming("net", (TORCH, KERAS), ["fc/bias"]) is KERAS
+
+
+def test_ignored_keys_are_left_and_old_names_renamed():
+    tensors = {
+        "net.fc.weight": np.arange(6.0).reshape(2, 3),
+        "fc.bias": np.ones(2),
+        "steps": np.zeros(()),
+    }
+    linen = to_linen(TORCH, tensors)
+    assert linen.keys() == {"params/head/kernel", "params/head/bias"}
+    np.testing.assert_array_equal(linen["params/head/kernel"], [[0, 3], [1, 4], [2, 5]])
+
+
+def test_two_keys_for_one_place():
+    tensors = {"net.fc.bias": np.ones(2), "fc.bias": np.ones(2)}
+    with pytest.raises(UserError, match=r"^two tensors for params/head/bias, the second is fc\.b"):
+        to_linen(TORCH, tensors)
 
 
 def test_unknown_keys_are_listed(source):
-    extra = {
-        **source,
-        "_blocks.16._bn0.num_batches_tracked": np.zeros(()),
-        "aux.weight": np.ones(3),
-    }
+    keys = [*source, "_blocks.16._bn0.num_batches_tracked", "aux.weight"]
     with pytest.raises(UserError) as caught:
-        to_linen(MODEL, extra)
+        choose_naming(MODEL, namings(MODEL), keys)
     message = str(caught.value)
-    assert "2 unknown keys: _blocks.16._bn0.num_batches_tracked, aux.weight;" in message
-    many = {f"layer{i}.weight": np.ones(3) for i in range(9)}
-    with pytest.raises(UserError, match=r"9 unknown keys: layer0.*layer5.weight and 3 more;"):
-        to_linen(MODEL, many)
+    assert message.startswith(
+        f"2 of {len(keys)} keys are unknown for efficientnet_lite0 (as written by "
+        "efficientnet-lite-pytorch, timm): _blocks.16._bn0.num_batches_tracked, aux.weight;"
+    )
+    many = [f"layer{i}.weight" for i in range(9)]
+    with pytest.raises(UserError, match=r"^9 of 9 keys .* layer0.*layer5\.weight and 3 more;"):
+        choose_naming(MODEL, namings(MODEL), many)
 
 
 def test_wrong_number_of_axes():
-    with pytest.raises(UserError, match=r"_fc.weight has shape \[4\], expected 2 axes \(OI\)"):
-        to_linen(MODEL, {"_fc.weight": np.ones(4, np.float32)})
+    with pytest.raises(UserError, match=r"^fc.weight has shape \[4\], expected 2 axes \(OI\)$"):
+        to_linen(TORCH, {"fc.weight": np.ones(4, np.float32)})
 
 
-def test_unknown_model():
-    with pytest.raises(UserError, match="'lenet9'; known: efficientnet_lite0"):
-        to_linen("lenet9", {})
+def test_a_model_that_nobody_else_writes():
+    with pytest.raises(UserError, match=r"'lenet5': it loads the weights\.safetensors of a run"):
+        choose_naming("lenet5", namings("lenet5"), ["a"])
