@@ -4,25 +4,25 @@ Prepares the process (flags, compilation cache, run folder's name) and hands ove
 `experiments.<config.experiment>.run`. A mistake of the user's is one line and exit code 2.
 """
 
-import ctypes
 import difflib
 import importlib
 import math
-import os
 import pathlib
 import re
 import runpy
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from medtl_jax.commands import report_mistake
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
+from medtl_jax.process import keep_freed_memory, prepare_xla
 
 EXPERIMENTS = ("finetune", "evaluate", "predict")
 
@@ -46,20 +46,15 @@ def run_command(argv: Sequence[str]) -> int:
         if options.help:
             print(f"{__doc__}{options.get_help()}\n\nThe keys of the config: configs/default.py")
             return 0
-        _keep_freed_memory()
-        _prepare_xla()
-        config = _apply_settings(_load_study(options.config), settings)
-        _run_experiment(config, options.workdir, argv)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        keep_freed_memory()
+        prepare_xla()
+        config, given = _apply_settings(_load_study(options.config), settings)
+        _run_experiment(config, given, options.workdir, argv)
+    except (UserError, OSError) as error:
+        return report_mistake(error)
     except KeyboardInterrupt:
         print("interrupted; the same command continues or repeats the run", file=sys.stderr)
         return 130
-    except OSError as error:
-        # A disk that is full or a folder that may not be read, met anywhere along the way.
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     return 0
 
 
@@ -114,8 +109,11 @@ def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _apply_settings(config: ConfigDict, settings: list[str]) -> dict[str, Any]:
-    """`config` as a dict, changed by `settings` (program name, then `--config.key=value` ...)."""
+def _apply_settings(config: ConfigDict, settings: list[str]) -> tuple[dict[str, Any], Set[str]]:
+    """`config` as a dict, changed by `settings`, and the keys that these name.
+
+    `settings` are the program's name, then `--config.key=value` ...
+    """
     keys = [key for key, _ in _items(config)]
     for argument in settings[1:]:
         found = re.match(r"--?config\.([^=]*)", argument)
@@ -140,45 +138,10 @@ def _apply_settings(config: ConfigDict, settings: list[str]) -> dict[str, Any]:
     for key, value in _items(values.config):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{key}={value} must be a finite number")
-    return values.config.to_dict()
+    return values.config.to_dict(), config_flags.get_override_values(values["config"]).keys()
 
 
-def _prepare_xla() -> None:
-    """Sets up XLA before its first use: repeatable GPU kernels, programs cached on disk."""
-    flags_set = os.environ.get("XLA_FLAGS", "")
-    if "xla_gpu_deterministic_ops" not in flags_set:
-        os.environ["XLA_FLAGS"] = f"{flags_set} --xla_gpu_deterministic_ops=true".strip()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
-    import pooch
-
-    if not jax.config.jax_compilation_cache_dir:
-        folder = pathlib.Path(pooch.os_cache("medtl_jax")) / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc hold on to freed memory instead of returning it to the kernel.
-
-    A training step on CPU frees and takes the same hundreds of megabytes again and again; mapped
-    afresh each time, the page faults cost up to a third of the step.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8
-        # One arena for all threads: the others would go on returning memory. It works on threads
-        # that do not exist yet, so this comes before the first import of jax.
-        libc.mallopt(arena_max, 1)
-        libc.mallopt(mmap_threshold, 2**31 - 1)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 64 << 20)
-        libc.mallopt(mmap_max, 0)
-    except (OSError, AttributeError):
-        return  # another C library: its own ways of allocation stay
-
-
-def _run_experiment(config: dict, workdir: str, argv: Sequence[str]) -> None:
+def _run_experiment(config: dict, given: Set[str], workdir: str, argv: Sequence[str]) -> None:
     """Prepares the process, resolves the config and runs its experiment."""
     name = config["experiment"]
     if name not in EXPERIMENTS:
@@ -190,7 +153,7 @@ def _run_experiment(config: dict, workdir: str, argv: Sequence[str]) -> None:
     from medtl_jax.runs import default_folder
 
     check_ranges(config)
-    config = experiment.resolve(config)
+    config = experiment.resolve(config, given)
     folder = user_path(workdir, "--workdir") if workdir else default_folder(config)
     command = f"python launch.py {shlex.join(argv[1:])}"
     experiment.run(Request(config, folder, command, Console()))

@@ -14,18 +14,28 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "efficientnet_lite0"
-    config.model.weights = "imagenet"  # imagenet | none | path of a .pth file
+    # imagenet | none | a file (.pth, .safetensors, .h5, .npz) | the folder of a finished run |
+    # https://...#sha256=... | hf:owner/name
+    config.model.weights = "imagenet"
+    # Comma-separated expressions over names: params/stage4/.*; their stages may not be frozen.
+    config.model.dont_load = ""
+    config.model.keep_head = False  # also load the classifier; the classes must be the same
+    config.model.in_chans = 0  # of the network's input; 0 = those of the images, 1 or 3
     config.model.image_size = 128  # pixels; images are resized to a square
-    config.model.dropout = 0.2  # before the head
-    config.model.drop_path = 0.0  # block i of n drops its residual with this rate times i / n
+    config.model.dropout = -1.0  # before the head; -1 = the network's own
+    # Block i of n drops its residual with this rate times i / n; -1 = the network's own.
+    config.model.drop_path = 0.0
+    config.model.auxiliary = 0.0  # weight of the loss of the auxiliary heads; 0 = without them
     config.model.compute = "float32"  # or bfloat16; parameters and statistics stay float32
 
     config.data = ConfigDict()
-    config.data.name = "phantom"  # phantom | npz | medmnist/<flag> | folder | csv
+    # phantom | npz (arrays as in MedMNIST's or Keras's files) | medmnist/<flag> | folder | csv
+    config.data.name = "phantom"
     config.data.dir = ""  # npz, csv: the file. folder: the folder. medmnist: where it lies
     config.data.batch_size = 32
+    config.data.per_class = 0  # training images drawn of each class; 0 = all
     config.data.val_fraction = 0.15  # of train, where a set has no validation split
-    config.data.seed_split = 0  # of that split, and of the phantom
+    config.data.seed_split = 0  # of that split, of per_class's draw, and of the phantom
     config.data.bit_depth = 16  # bits in use in 16-bit image files
     config.data.csv_path_column = "path"
     config.data.csv_split_column = "split"
@@ -37,13 +47,15 @@ def get_config() -> ConfigDict:
     config.data.phantom.test = 400
     config.data.phantom.domain = "a"  # scanner a, b, or mixed
 
-    # Comma-separated regular expressions over the stages' names: stem, stage1 .. stage7,
-    # features, head. Each stage belongs to exactly one group.
+    # Comma-separated regular expressions over the stages' names: stem, stage1 .. stageN,
+    # features, aux, head (python -m medtl_jax.models lists them). Each stage belongs to exactly
+    # one group. All three empty: the first half of the stages is frozen, the rest low, the heads
+    # high; without pretrained weights everything is high.
     config.transfer = ConfigDict()
     config.transfer.groups = ConfigDict()
-    config.transfer.groups.frozen = "stem,stage[1-3]"
-    config.transfer.groups.low = "stage[4-7],features"
-    config.transfer.groups.high = "head"
+    config.transfer.groups.frozen = ""
+    config.transfer.groups.low = ""
+    config.transfer.groups.high = ""
 
     # Flax's momentum (1 - torch's) of the running statistics in the stages that are not frozen.
     # The weights' own value (0.99 here) suits the 100,000 steps of ImageNet; a fine-tuning of a few
@@ -84,5 +96,5 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 64
     config.eval.resamples = 2000  # bootstrap draws behind each interval
     config.eval.run = ""  # evaluate, predict: the run folder with the checkpoint
-    config.eval.splits = "test"  # evaluate: comma-separated
+    config.eval.splits = "test"  # evaluate: comma-separated, of train, val, test
     return config

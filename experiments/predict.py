@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Set
 
 from experiments import trained
 from experiments.study import Request
@@ -23,9 +24,9 @@ from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
 
 
-def resolve(config: dict) -> dict:
-    """The config with the model's sections taken from the run."""
-    return trained.take_over(config)
+def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
+    """The config with the model's sections taken from the run; see `trained.take_model`."""
+    return trained.take_model(config, given)
 
 
 def run(request: Request) -> None:

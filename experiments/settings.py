@@ -7,12 +7,16 @@ from configs import default
 from medtl_jax.errors import UserError
 from medtl_jax.runs import flat_config
 
+# In the place of a rate: that of the network's own definition.
+OWN_RATE = -1.0
+
 _RATE = (0, math.nextafter(1.0, 0.0))
 _RANGES = {
     "seed": (0, 2**32 - 1),
-    "model.dropout": _RATE,
-    "model.drop_path": _RATE,
+    "model.in_chans": (0, 1024),
+    "model.auxiliary": (0, 100),
     "data.batch_size": (1, 65_536),
+    "data.per_class": (0, 1_000_000),
     "data.bit_depth": (8, 16),
     "data.phantom.train": (1, 100_000),
     "data.phantom.val": (1, 100_000),
@@ -76,6 +80,12 @@ def check_ranges(config: dict) -> None:
             limit = " and less than 1" if high == _RATE[1] else f" and at most {high}"
             upper = limit if math.isfinite(high) else ""
             raise UserError(f"{key}={flat[key]} must be at least {low}{upper}")
+    for key in ("model.dropout", "model.drop_path"):
+        if flat[key] != OWN_RATE and not 0 <= flat[key] < 1:
+            raise UserError(
+                f"{key}={flat[key]} must be at least 0 and less than 1, or {OWN_RATE:g} for the "
+                "network's own"
+            )
     for key, known in _CHOICES.items():
         if flat[key] not in known:
             raise UserError(f"{key}={flat[key]!r} is not known; choose from {', '.join(known)}")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import textwrap
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,8 @@ from medtl_jax.data.images import to_grey
 from medtl_jax.data.readers import load_dataset
 from medtl_jax.errors import UserError
 from medtl_jax.keys import named_key
+from medtl_jax.models.backbone import HEAD_OF_AUXILIARY
+from medtl_jax.models.inputs import InputSpec
 from medtl_jax.models.registry import (
     ModelSpec,
     create_model,
@@ -22,8 +26,12 @@ from medtl_jax.models.registry import (
     model_spec,
     variable_shapes,
 )
-from medtl_jax.weights.merge import MergeReport, load_pretrained
+from medtl_jax.weights.adapt import adapted_input
+from medtl_jax.weights.merge import MergeReport
+from medtl_jax.weights.pretrained import Pretrained, fill, for_channels, open_pretrained
+from medtl_jax.weights.sources import find_weights
 
+_SHOWN = 12  # class names in an error
 _COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -62,10 +70,15 @@ def read_data(config: dict, console: Console, channels: int | None = None, **cho
 
 def check_image_size(config: dict) -> None:
     """UserError unless the network can take images of `config.model.image_size`."""
-    spec, size = model_spec(config["model"]["name"]), config["model"]["image_size"]
-    if not spec.smallest_input <= size <= 1024:
+    model = config["model"]
+    spec, size, least = model_spec(model["name"]), model["image_size"], 0
+    if model["auxiliary"]:
+        least = spec.smallest_auxiliary
+    if not max(least, spec.smallest_input) <= size <= 1024:
+        heads = " with its auxiliary heads" if least > spec.smallest_input else ""
         raise UserError(
-            f"model.image_size={size}: {spec.name} takes {spec.smallest_input} to 1024 pixels"
+            f"model.image_size={size}: {spec.name}{heads} takes "
+            f"{max(least, spec.smallest_input)} to 1024 pixels"
         )
 
 
@@ -93,38 +106,132 @@ def data_card(dataset: Dataset, image_size: int) -> dict:
     }
 
 
-def make_model(config: dict, num_classes: int) -> tuple[nn.Module, ModelSpec]:
-    """The network of `config.model` with a head for `num_classes`."""
+def open_weights(config: dict, console: Console) -> Pretrained | None:
+    """The weights that `config.model.weights` names, downloaded if need be; None for `none`.
+
+    Raises:
+      UserError: as `find_weights` and `open_pretrained`; a setting that says how to load weights
+        where there are none.
+    """
     model = config["model"]
-    return create_model(
+    if model["weights"] == "none":
+        for key in ("dont_load", "keep_head"):
+            if model[key]:
+                raise UserError(
+                    f"model.{key}={model[key]!r} has no effect without model.weights; leave it out "
+                    "or name weights"
+                )
+        return None
+    spec = model_spec(model["name"])
+    with console.progress("weights") as advance:
+        path = find_weights(spec.name, model["weights"], advance)
+    return open_pretrained(spec, path)
+
+
+def input_spec(config: dict, channels: int, weights: Pretrained | None) -> InputSpec:
+    """What the network reads: `config.model.in_chans` channels, normalised as the weights say.
+
+    Args:
+      channels: of the images, which `in_chans` = 0 asks for. A grey image may be read as three
+        equal channels, but not the other way around: `read_data` turns colour into grey.
+      weights: None for a network from scratch.
+    """
+    wanted = config["model"]["in_chans"] or channels
+    if channels not in (1, wanted):
+        raise UserError(
+            f"model.in_chans={wanted}, but the images have {channels} channels; leave it at 0"
+        )
+    if weights is not None:
+        return adapted_input(weights.input, wanted)
+    # Weights that are drawn have no RGB past to make up for.
+    own = model_spec(config["model"]["name"]).input
+    return dataclasses.replace(adapted_input(own, wanted), offset=False)
+
+
+def make_model(config: dict, num_classes: int, read: InputSpec) -> tuple[nn.Module, ModelSpec]:
+    """The network of `config.model` with a head for `num_classes`, over the input `read`."""
+    model = config["model"]
+    network, spec = create_model(
         model["name"],
         num_classes,
+        in_chans=read.channels,
+        offset=read.offset,
+        auxiliary=model["auxiliary"] > 0,
         momentum=config["transfer"]["bn"]["momentum"],
         dropout=model["dropout"],
         drop_path=model["drop_path"],
         dtype=_COMPUTE[model["compute"]],
     )
+    return network, dataclasses.replace(spec, input=read)
+
+
+def heads(config: dict) -> tuple[str, ...]:
+    """Names of the classifiers of `config.model`: the auxiliary ones in use, then the head."""
+    spec = model_spec(config["model"]["name"])
+    return (*(spec.auxiliary if config["model"]["auxiliary"] else ()), spec.head)
 
 
 def initial_variables(
-    network: nn.Module, spec: ModelSpec, model: dict, seed: int
+    network: nn.Module, config: dict, weights: Pretrained | None, classes: tuple[str, ...]
 ) -> tuple[dict, MergeReport | None]:
-    """Variables before training: pretrained with a new head, or all new for `weights=none`."""
-    key, size = named_key(jax.random.key(seed), "init"), model["image_size"]
-    if model["weights"] == "none":
+    """Variables before training: pretrained with a new head, or all new without `weights`.
+
+    Raises:
+      UserError: as `weights.pretrained.fill`; `keep_head` for a head that tells other classes
+        apart than `classes`.
+    """
+    model = config["model"]
+    key, size = named_key(jax.random.key(config["seed"]), "init"), model["image_size"]
+    if weights is None:
         return initialize(network, size, key), None
+    *auxiliary, head = heads(config)
+    dont_load = [part.strip() for part in model["dont_load"].split(",") if part.strip()]
+    if not model["keep_head"]:
+        dont_load += [f"params/{head}/.*"]
+        dont_load += [f"params/{name}/{HEAD_OF_AUXILIARY}/.*" for name in auxiliary]
+    elif weights.classes not in (None, classes):
+        raise UserError(
+            f"model.keep_head: the head of {weights.file.path} is for {_listed(weights.classes)}, "
+            f"the data have {_listed(classes)}; set it to False for a new head"
+        )
     shapes = variable_shapes(network, size)
-    head = initialize(network, size, key, only=lambda name: name == spec.head)
-    template = {kind: {**tree, **head[kind]} for kind, tree in shapes.items()}
-    variables, report, _ = load_pretrained(
-        template, spec.name, model["weights"], dont_load=(f"params/{spec.head}/.*",)
-    )
-    return variables, report
+    filled, report = fill(shapes, for_channels(weights, network.in_chans), dont_load=dont_load)
+    return _draw_kept(network, size, key, filled, report.kept), report
 
 
-def weights_card(report: MergeReport | None, name: str) -> dict:
-    """What the report says of the pretrained weights, JSON-ready."""
+def _listed(classes: tuple[str, ...]) -> str:
+    """The first of the class names, fit for one line."""
+    more = f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
+    return textwrap.shorten(", ".join(classes[:_SHOWN]), 400, placeholder=" ...") + more
+
+
+def placeholder_variables(network: nn.Module, config: dict) -> dict:
+    """Zeros in the places of the variables, for a checkpoint to be restored over."""
+    shapes = variable_shapes(network, config["model"]["image_size"])
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _draw_kept(network, size: int, key: jax.Array, variables: dict, kept: Sequence[str]) -> dict:
+    """`variables` with their first values in the places of the names `kept`, which are shapes."""
+    parts = {name.split("/")[1] for name in kept}
+    drawn = initialize(network, size, key, only=lambda name: name in parts)
+
+    def pick(leaf, own):
+        return own if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
     return {
+        kind: {
+            part: jax.tree.map(pick, tree, drawn[kind][part]) if part in drawn[kind] else tree
+            for part, tree in tree_of_parts.items()
+        }
+        for kind, tree_of_parts in variables.items()
+    }
+
+
+def weights_card(report: MergeReport | None, name: str, read: InputSpec) -> dict:
+    """What the report says of the pretrained weights and of the network's input, JSON-ready."""
+    return {
+        "input": dataclasses.asdict(read),
         "name": name,
         "sha256": report.sha256 if report else "",
         "report": str(report or "no pretrained weights"),

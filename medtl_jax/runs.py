@@ -24,6 +24,7 @@ from medtl_jax.errors import UserError
 from medtl_jax.files import user_path, write_file
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
+WEIGHTS = "weights.safetensors"
 
 _PACKAGES = (
     "jax",

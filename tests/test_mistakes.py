@@ -42,8 +42,8 @@ def launch(tmp_path, monkeypatch):
     def refuse_to_train(*args):
         raise TrainingBegan
 
-    monkeypatch.setattr(launch, "_prepare_xla", lambda: None)
-    monkeypatch.setattr(launch, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(launch, "prepare_xla", lambda: None)
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(loop, "make_runner", refuse_to_train)
     monkeypatch.chdir(tmp_path)
     return launch
@@ -112,7 +112,17 @@ def set_keys(**values) -> list[str]:
         (set_keys(optim__low__weight_decay=-1), ["optim.low.weight_decay=-1.0 must be at least 0"]),
         (set_keys(optim__momentum=2), ["optim.momentum=2.0 must be at least 0 and at most 1"]),
         (set_keys(model__name="resnet19"), ["'resnet19'", "efficientnet_lite0"]),
-        (set_keys(model__image_size=16), ["model.image_size=16", "takes 32 to 1024 pixels"]),
+        (set_keys(model__image_size=15), ["model.image_size=15", "takes 16 to 1024 pixels"]),
+        (set_keys(model__name="lenet5", model__image_size=15), ["lenet5 takes 16 to 1024"]),
+        (set_keys(model__auxiliary=0.3), ["efficientnet_lite0 has no auxiliary heads"]),
+        (
+            set_keys(model__name="inception_v3", model__auxiliary=0.4, model__image_size=298),
+            ["inception_v3 with its auxiliary heads takes 299 to 1024 pixels"],
+        ),
+        (set_keys(model__auxiliary=-1), ["model.auxiliary=-1.0 must be at least 0"]),
+        (set_keys(model__dropout=1.0), ["model.dropout=1.0", "less than 1, or -1"]),
+        (set_keys(model__drop_path=-0.5), ["model.drop_path=-0.5 must be at least 0"]),
+        (set_keys(model__in_chans=-1), ["model.in_chans=-1 must be at least 0"]),
         (set_keys(model__compute="float8"), ["model.compute='float8'", "float32, bfloat16"]),
         (set_keys(data__name="xray"), ["'xray'", "phantom, npz, medmnist/<flag>, folder, csv"]),
         (set_keys(data__phantom__domain="c"), ["'c'", "a, b, mixed"]),
@@ -121,14 +131,18 @@ def set_keys(**values) -> list[str]:
             ["transfer.groups.frozen", "'stage9' matches no stage", "stem, stage1"],
         ),
         (
-            set_keys(transfer__groups__frozen="stem,stage[1-4]"),
+            set_keys(transfer__groups__frozen="stem,stage[1-4]")
+            + set_keys(transfer__groups__low="stage[4-7],features", transfer__groups__high="head"),
             ["in two groups: stage4 (frozen and low)"],
         ),
-        (set_keys(transfer__groups__frozen="stem,stage[13]"), ["in no group: stage2"]),
+        (
+            set_keys(transfer__groups__frozen="stem,stage[13]")
+            + set_keys(transfer__groups__low="stage[4-7],features", transfer__groups__high="head"),
+            ["in no group: stage2; add"],
+        ),
         (set_keys(transfer__groups__frozen="stem,stage["), ["'stage['", "no regular expression"]),
         (
-            set_keys(transfer__groups__frozen=".*", transfer__groups__low="")
-            + set_keys(transfer__groups__high=""),
+            set_keys(transfer__groups__frozen=".*"),
             ["every stage is frozen", "leave at least the head"],
         ),
         (set_keys(model__weights="imagnet"), ["imagnet", "no such file", "imagenet, none"]),
@@ -271,6 +285,45 @@ def test_truncated_weights(refusal, tmp_path):
     message = refusal(*set_keys(model__weights=path))
     assert message.startswith(f"weights file {path}: truncated inside storage"), message
     assert message.endswith("copy or download it again")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model__keep_head": True}, "params/head/bias: file [1000], model [4]"),
+        ({"model__dont_load": "params/stage8/.*"}, "'params/stage8/.*' matches no name"),
+        ({"model__dont_load": "params/(stem"}, "'params/(stem' is no regular expression"),
+        ({"model__dont_load": ".*"}, "dont_load leaves nothing to load"),
+        ({"model__name": "lenet5"}, "no ImageNet weights are known for the model 'lenet5'"),
+        (
+            {"model__dont_load": "params/stage1/.*"},
+            "stage1 keeps its own first values (model.dont_load) but is frozen: put it into low",
+        ),
+        (
+            {"transfer__groups__frozen": "head", "transfer__groups__low": "st.*,features"},
+            "head keeps its own first values (model.keep_head) but is frozen: put it into low",
+        ),
+        (
+            {"model__weights": "none", "model__dont_load": "params/stem/.*"},
+            "model.dont_load='params/stem/.*' has no effect without model.weights; leave it out",
+        ),
+        (
+            {"model__weights": "none", "model__keep_head": True},
+            "model.keep_head=True has no effect without model.weights; leave it out",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(refusal, settings, words):
+    message = refusal(*set_keys(**settings))
+    assert words in message, message
+
+
+def test_weights_of_a_smaller_network(refusal):
+    path = find_weights("efficientnet_lite0", "imagenet")
+    message = refusal(*set_keys(model__name="efficientnet_lite1", model__weights=path))
+    assert message.startswith(f"weights file {path}: the weights do not fit the model: ")
+    assert "missing from the file (batch_stats/stage6/block2/" in message
+    assert "stage2/block3/project/norm/mean: file [40], model [24]" in message
 
 
 def test_hostile_weights_do_nothing(refusal, tmp_path):

@@ -31,12 +31,13 @@ def class_weights(labels: np.ndarray, num_classes: int, mode: str) -> np.ndarray
     return (len(labels) / (num_classes * counts)).astype(np.float32)
 
 
-def cross_entropy(weights: np.ndarray, label_smoothing: float) -> LossTerm:
+def cross_entropy(weights: np.ndarray, label_smoothing: float, output: str = "logits") -> LossTerm:
     """The term of softmax cross-entropy, in nats.
 
     Args:
       weights: float32 `[classes]`; an example counts with the weight of its class, so the mean
         is over weights, as in torch.
+      output: the entry of `out` to score: `logits`, or those of an auxiliary head.
       label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016).
     """
     if not 0 <= label_smoothing < 1:
@@ -44,7 +45,7 @@ def cross_entropy(weights: np.ndarray, label_smoothing: float) -> LossTerm:
 
     def term(out, batch, params, anchor):
         del params, anchor
-        logits = out["logits"]
+        logits = out[output]
         log_probability = jax.nn.log_softmax(logits)
         target = jax.nn.one_hot(batch["label"], logits.shape[-1])
         target = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]

@@ -4,7 +4,7 @@ It drives the optimizers, the `stop_gradient` on frozen leaves and the batch nor
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 
@@ -56,6 +56,41 @@ def assign_stages(stages: tuple[str, ...], groups: Mapping[str, str]) -> dict[st
     if set(table.values()) == {FROZEN}:
         raise UserError("transfer.groups: every stage is frozen; leave at least the head to train")
     return table
+
+
+def default_groups(stages: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, str]:
+    """Patterns for `assign_stages` that freeze the stem and the first half of the stages.
+
+    The other stages are in `low`, the new heads in `high`.
+    """
+    numbered = [stage for stage in stages if stage.startswith("stage")]
+    frozen = {"stem", *numbered[: len(numbered) // 2]}
+    return {
+        FROZEN: ",".join(stage for stage in stages if stage in frozen),
+        LOW: ",".join(stage for stage in stages if stage not in frozen),
+        HIGH: ",".join(heads),
+    }
+
+
+def check_loaded(table: Mapping[str, str], kept: Iterable[str], heads: Iterable[str]) -> None:
+    """UserError where a frozen stage would keep random values for good.
+
+    Args:
+      table: as from `assign_stages`.
+      kept: flat names (`"params/stem/conv/kernel"`) of what no weights file gave a value.
+      heads: the stages that are classifiers, main and auxiliary.
+    """
+    drawn = {name.split("/")[1] for name in kept}
+    stages = [stage for stage in table if stage in drawn and table[stage] == FROZEN]
+    if not stages:
+        return
+    setting = "model.keep_head" if set(stages) <= set(heads) else "model.dont_load"
+    several = len(stages) > 1
+    raise UserError(
+        f"{', '.join(stages)} {'keep their' if several else 'keeps its'} own first values "
+        f"({setting}) but {'are' if several else 'is'} frozen: put {'them' if several else 'it'} "
+        "into low or high of transfer.groups"
+    )
 
 
 def label_tree(params, table: Mapping[str, str]):

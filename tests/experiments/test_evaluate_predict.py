@@ -39,8 +39,8 @@ def launch():
         patch.syspath_prepend(ROOT)
         import launch
 
-        patch.setattr(launch, "_prepare_xla", lambda: None)
-        patch.setattr(launch, "_keep_freed_memory", lambda: None)
+        patch.setattr(launch, "prepare_xla", lambda: None)
+        patch.setattr(launch, "keep_freed_memory", lambda: None)
         yield launch
 
 
@@ -58,7 +58,7 @@ def trained(launch, tmp_path_factory) -> pathlib.Path:
     # The head alone is trained: the program is small, and its compilation most of the time.
     groups = {
         "transfer__groups__frozen": "stem,stage[1-7],features",
-        "transfer__groups__low": "",
+        "transfer__groups__high": "head",
     }
     with jax.numpy_dtype_promotion("standard"):
         assert launch.run_command(command(folder, **groups)) == 0
@@ -177,6 +177,13 @@ def test_evaluate_scores_files_as_their_source(launch, trained, tmp_path, reques
     ("settings", "words"),
     [
         ({"model__image_size": 64}, "model.image_size=64 has no effect: the model of"),
+        # That of the study's file, but asked for all the same.
+        ({"model__image_size": 128}, "model.image_size=128 has no effect: the model of"),
+        (
+            {"eval__splits": "test,val", "data__phantom__val": 12},
+            "was trained on: that run had 16; leave it out",
+        ),
+        ({"eval__splits": "train", "data__seed_split": 1}, "data.seed_split=1 could score images"),
         ({"eval__splits": "val,val"}, "eval.splits='val,val': name some of train,val,test"),
         ({"eval__splits": "tests"}, "eval.splits='tests': name some of train,val,test"),
         ({"eval__run": ""}, "eval.run is empty"),
@@ -308,7 +315,7 @@ CONFIGS = {
     "deep value": (deep_value, "seed={'a': {'a':"),
     "wrong type": (setter("model", "name", value=3), "model.name=3 must be of the type of"),
     "unknown network": (setter("model", "name", value="resnet19"), "'resnet19'"),
-    "huge image": (setter("model", "image_size", value=10**30), "takes 32 to 1024 pixels"),
+    "huge image": (setter("model", "image_size", value=10**30), "takes 16 to 1024 pixels"),
     "huge depth": (setter("data", "bit_depth", value=10**30), "at most 16"),
     "infinite rate": (setter("optim", "low", "lr", value=float("inf")), "must be a finite number"),
     "unknown selection": (setter("train", "select", value="f1"), "train.select='f1'"),
@@ -327,8 +334,9 @@ def refuse_run(refuse, copied, grey_set, tmp_path):
 
     def refusal(**settings) -> str:
         given = {"experiment": "predict", "eval__run": copied, "data__dir": grey_set, **settings}
-        # The default, which is no wish: the run's own image size counts.
-        return refuse(command(tmp_path / "new", model__image_size=128, **given))
+        # Unsaid, so that the run's own image size counts and not the 128 of the study.
+        arguments = command(tmp_path / "new", **given)
+        return refuse([text for text in arguments if "model.image_size" not in text])
 
     return refusal
 
@@ -337,6 +345,15 @@ def refuse_run(refuse, copied, grey_set, tmp_path):
 def test_a_spoilt_config_is_one_line(refuse_run, copied, edit, words):
     change(copied / "config.json", edit)
     assert words in refuse_run()
+
+
+@pytest.mark.parametrize("place", ["\0", "x" * 5000])
+def test_a_run_on_data_of_no_place_is_on_other_data(launch, copied, tmp_path, place):
+    change(copied / "config.json", setter("data", "dir", value=place))
+    change(copied / "config.json", setter("data", "phantom", "val", value=12))
+    settings = {"experiment": "evaluate", "eval__run": copied, "eval__splits": "val"}
+    assert launch.run_command(command(tmp_path / "new", **settings)) == 0
+    assert runs.read_json(tmp_path / "new" / "metrics.json")["val"]["accuracy"]["n"] == 16
 
 
 @pytest.mark.parametrize("text", [b"{", b"\xff\xfe\x00", b"", b'{"a":' * 100_000])
@@ -395,12 +412,35 @@ def test_what_is_gone_is_named(refuse_run, copied, gone, words):
 # ---- before a training, and a full disk --------------------------------------------------------
 
 
+def test_the_defaults_of_the_network_are_written_out(launch):
+    from configs import default
+    from experiments.finetune import resolve
+
+    config = default.get_config().to_dict()
+    assert config["transfer"]["groups"] == {"frozen": "", "low": "", "high": ""}
+    resolved = resolve(config)
+    # Half of the seven stages, rounded down, with the stem; EfficientNet drops 0.2 before the head.
+    groups = {
+        "frozen": "stem,stage1,stage2,stage3",
+        "low": "stage4,stage5,stage6,stage7,features",
+        "high": "head",
+    }
+    assert resolved["transfer"] == {**config["transfer"], "groups": groups}
+    assert resolved["model"] == {**config["model"], "dropout": 0.2}
+    assert {**resolved, "model": 0, "transfer": 0} == {**config, "model": 0, "transfer": 0}
+    assert resolve(resolved) == resolved
+
+    inception = {"name": "inception_v3", "auxiliary": 0.4, "dropout": 0.0, "drop_path": -1.0}
+    resolved = resolve({**config, "model": {**config["model"], **inception}})
+    assert resolved["transfer"]["groups"]["high"] == "aux,head"
+    assert (resolved["model"]["dropout"], resolved["model"]["drop_path"]) == (0.0, 0.0)
+
+
 def test_without_weights_only_the_default_groups_are_replaced(launch):
     from configs import default
     from experiments.finetune import resolve
 
     config = default.get_config().to_dict()
-    assert resolve(config) == config
     config["model"]["weights"] = "none"
     resolved = resolve(config)
     assert resolved["transfer"]["groups"] == {"frozen": "", "low": "", "high": ".*"}

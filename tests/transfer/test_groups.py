@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medtl_jax.errors import UserError
+from medtl_jax.models.registry import list_models, model_spec
 from medtl_jax.transfer import groups
 
 STAGES = ("stem", "stage1", "stage2", "features", "head")
@@ -74,8 +75,68 @@ def test_mistakes_are_named(config, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ((), None),
+        (("params/stage2/conv/kernel", "params/head/bias"), None),
+        (
+            ("params/stem/conv/kernel", "params/head/bias"),
+            "stem keeps its own first values (model.dont_load) but is frozen: "
+            "put it into low or high of transfer.groups",
+        ),
+        (
+            ("batch_stats/stage1/norm/mean", "params/stem/conv/kernel", "params/stem/norm/bias"),
+            "stem, stage1 keep their own first values (model.dont_load) but are frozen: "
+            "put them into low or high of transfer.groups",
+        ),
+        (
+            ("params/aux/kernel",),
+            "aux keeps its own first values (model.keep_head) but is frozen: "
+            "put it into low or high of transfer.groups",
+        ),
+    ],
+)
+def test_what_is_frozen_has_been_loaded(kept, message):
+    stages = (*STAGES, "aux")
+    table = groups.assign_stages(stages, patterns("stem,stage1,aux", "stage2,features", "head"))
+    if message is None:
+        assert groups.check_loaded(table, kept, ("aux", "head")) is None
+        return
+    with pytest.raises(UserError) as caught:
+        groups.check_loaded(table, kept, ("aux", "head"))
+    assert str(caught.value) == message
+
+
 PARAMS = {"stem": {"conv": {"kernel": jnp.ones(3)}}, "head": {"bias": jnp.ones(2)}}
 TABLE = {"stem": "frozen", "head": "low"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "frozen", "low"),
+    [
+        (("stem", "stage1", "stage2", "features"), "stem,stage1", "stage2,features"),
+        (("stem", "stage1", "features"), "stem", "stage1,features"),
+        (
+            ("stem", *(f"stage{i}" for i in range(1, 8)), "features"),
+            "stem,stage1,stage2,stage3",
+            "stage4,stage5,stage6,stage7,features",
+        ),
+    ],
+)
+def test_by_default_the_first_half_is_frozen(stages, frozen, low):
+    assert groups.default_groups(stages, ("head",)) == patterns(frozen, low, "head")
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_default_groups_cover_every_model(name):
+    spec = model_spec(name)
+    for heads in {(spec.head,), (*spec.auxiliary, spec.head)}:
+        table = groups.assign_stages(
+            (*spec.stages, *heads), groups.default_groups(spec.stages, heads)
+        )
+        assert table["stem"] == "frozen" and table[spec.stages[-1]] == "low"
+        assert {table[head] for head in heads} == {"high"}
 
 
 def test_label_tree_has_one_label_a_leaf():
