@@ -36,8 +36,8 @@ def get_config():
     config.augment.flip_horizontal = 0.0
     config.augment.brightness = 0.0
     config.augment.contrast = 0.0
-    config.augment.shift = 0.1
-    config.train.epochs = 12
+    config.augment.shift = 0.05
+    config.train.epochs = 10
     config.train.ema = 0.99
     config.train.select = "loss"
     config.eval.batch_size = 500
