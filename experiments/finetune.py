@@ -46,8 +46,9 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
     there is nothing to keep or to move slowly, and every stage is in the group `high`.
     """
     model, groups = config["model"], config["transfer"]["groups"]
-    network, spec = create_model(model["name"], 1, auxiliary=model["auxiliary"] > 0)
-    own = {key: getattr(network, key) for key in ("dropout", "drop_path") if model[key] == OWN_RATE}
+    rates = {key: model[key] for key in ("dropout", "drop_path") if model[key] != OWN_RATE}
+    network, spec = create_model(model["name"], 1, auxiliary=model["auxiliary"] > 0, **rates)
+    rates = {key: getattr(network, key) for key in ("dropout", "drop_path")}
     if groups == default_section("transfer")["groups"]:
         if model["weights"] == "none":
             groups = {"frozen": "", "low": "", "high": ".*"}
@@ -55,7 +56,7 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
             groups = default_groups(spec.stages, study.heads(config))
     return {
         **config,
-        "model": {**model, **own},
+        "model": {**model, **rates},
         "transfer": {**config["transfer"], "groups": groups},
     }
 

@@ -112,6 +112,10 @@ def set_keys(**values) -> list[str]:
         (set_keys(optim__low__weight_decay=-1), ["optim.low.weight_decay=-1.0 must be at least 0"]),
         (set_keys(optim__momentum=2), ["optim.momentum=2.0 must be at least 0 and at most 1"]),
         (set_keys(model__name="resnet19"), ["'resnet19'", "efficientnet_lite0"]),
+        (
+            set_keys(model__name="lenet5", model__weights="none", model__drop_path=0.5),
+            ["model.drop_path: lenet5 has no residuals to drop; set it to 0"],
+        ),
         (set_keys(model__image_size=15), ["model.image_size=15", "takes 16 to 1024 pixels"]),
         (set_keys(model__name="lenet5", model__image_size=15), ["lenet5 takes 16 to 1024"]),
         (set_keys(model__auxiliary=0.3), ["efficientnet_lite0 has no auxiliary heads"]),
