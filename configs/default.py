@@ -10,6 +10,9 @@ def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
     config.experiment = "finetune"  # finetune | evaluate | predict: a module of experiments/
+    # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
+    # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
+    config.task = ""
     config.seed = 0  # head's init, order of the images, augmentation, dropout
 
     config.model = ConfigDict()
@@ -25,21 +28,42 @@ def get_config() -> ConfigDict:
     config.model.dropout = -1.0  # before the head; -1 = the network's own
     # Block i of n drops its residual with this rate times i / n; -1 = the network's own.
     config.model.drop_path = 0.0
+    # segment: channels of the U-Net decoder's stages, the coarsest first, the last at the image's
+    # size; where a network has fewer sizes the last ones are used.
+    config.model.decoder = "128,64,32,16,8"
     config.model.auxiliary = 0.0  # weight of the loss of the auxiliary heads; 0 = without them
     config.model.compute = "float32"  # or bfloat16; parameters and statistics stay float32
 
     config.data = ConfigDict()
-    # phantom | npz (arrays as in MedMNIST's or Keras's files) | medmnist/<flag> | folder | csv
+    # phantom | npz (arrays as in MedMNIST's or Keras's files) | medmnist/<flag> | folder | csv |
+    # tfds/<builder>
     config.data.name = "phantom"
-    config.data.dir = ""  # npz, csv: the file. folder: the folder. medmnist: where it lies
+    # npz, csv: the file. folder: the folder. medmnist: where it lies. tfds: its data_dir
+    config.data.dir = ""
+    # Sets of files (folder, csv, tfds) whose decoded images are above this stream from them; an
+    # .npz is always in memory, and so are the predicted masks of a segmentation's val and test.
+    config.data.cache_gb = 4.0
     config.data.batch_size = 32
     config.data.per_class = 0  # training images drawn of each class; 0 = all
+    # Comma-separated names in their order: of ordered classes from low to high, of a mask's
+    # values 0, 1, ...; "" = the labels as they sort.
+    config.data.classes = ""
     config.data.val_fraction = 0.15  # of train, where a set has no validation split
+    # For a csv without a split column (csv_split_column=""): the part for test, or with folds = k
+    # > 1 the k-th part number `fold`, from 0. Stratified, whole patients.
+    config.data.test_fraction = 0.2
+    config.data.folds = 0
+    config.data.fold = 0
     config.data.seed_split = 0  # of that split, of per_class's draw, and of the phantom
-    config.data.bit_depth = 16  # bits in use in 16-bit image files
+    # Bits in use in 16-bit image files; evaluate and predict take the run's.
+    config.data.bit_depth = 16
     config.data.csv_path_column = "path"
+    config.data.csv_path_format = "{}"  # from the cell to the path: images/{}.png
     config.data.csv_split_column = "split"
-    config.data.csv_label_column = "label"
+    config.data.csv_label_column = "label"  # several, comma-separated: findings, or numbers
+    config.data.csv_mask_column = ""  # segment: masks as images of the class of each pixel
+    config.data.csv_mask_format = "{}"
+    config.data.csv_mask2_format = ""  # masks of a second observer, to compare the network with
     config.data.csv_patient_column = ""  # keeps patients together; "" = there is none
     config.data.phantom = ConfigDict()
     config.data.phantom.train = 900
@@ -48,9 +72,10 @@ def get_config() -> ConfigDict:
     config.data.phantom.domain = "a"  # scanner a, b, or mixed
 
     # Comma-separated regular expressions over the stages' names: stem, stage1 .. stageN,
-    # features, aux, head (python -m medtl_jax.models lists them). Each stage belongs to exactly
-    # one group. All three empty: the first half of the stages is frozen, the rest low, the heads
-    # high; without pretrained weights everything is high.
+    # features, aux, decoder, head (python -m medtl_jax.models lists them). Each stage belongs to
+    # exactly one group. All three empty: the first half of the stages is frozen (none for a
+    # segmentation), the rest low, decoder and heads high; without pretrained weights everything
+    # is high.
     config.transfer = ConfigDict()
     config.transfer.groups = ConfigDict()
     config.transfer.groups.frozen = ""
@@ -87,7 +112,15 @@ def get_config() -> ConfigDict:
     config.train.min_steps = 250
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or balanced
-    config.train.select = "loss"  # validation value that names the best epoch: loss, auc, accuracy
+    config.train.sampling = "uniform"  # or balanced: each class as often as the others
+    config.train.focal_gamma = 0.0  # focal loss (Lin et al. 2017); 0 = cross-entropy
+    config.train.logit_adjustment = 0.0  # tau of Menon et al. 2021; 0 = off
+    config.train.ordinal = "corn"  # or cumulative (cumulative link, one threshold a class)
+    config.train.dice = 1.0  # segment: weight of the Dice loss beside the cross-entropy
+    config.train.huber_delta = 1.0  # regress: in standard deviations of the training targets
+    # Validation value that names the best epoch: loss, or a metric of the task: accuracy, auc,
+    # quadratic_kappa, dice, mae (of several numbers: r2 or pearson).
+    config.train.select = "loss"
     config.train.patience = 0  # stop after this many epochs without a better one; 0 = never
     config.train.ema = 0.98  # decay of a moving average of the weights to evaluate; 0 = off
     config.train.devices = 0  # 0 = all of this machine
@@ -95,6 +128,8 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.batch_size = 64
     config.eval.resamples = 2000  # bootstrap draws behind each interval
+    config.eval.target_sensitivity = 0.95  # of the second operating point; the first is Youden's
+    config.eval.surface_tolerance = 2.0  # pixels, of the normalised surface distance
     config.eval.run = ""  # evaluate, predict: the run folder with the checkpoint
     config.eval.splits = "test"  # evaluate: comma-separated, of train, val, test
     return config

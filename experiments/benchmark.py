@@ -35,6 +35,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
+from medtl_jax.augment.policy import make_augment  # noqa: E402
 from medtl_jax.errors import UserError  # noqa: E402
 from medtl_jax.models.registry import create_model, initialize, model_spec  # noqa: E402
 from medtl_jax.objectives.task import cross_entropy  # noqa: E402
@@ -124,14 +125,14 @@ def make_timer(name: str, mode: str, options: argparse.Namespace) -> Timer:
 
         return _timer(step, None)
     label = jnp.arange(options.batch, dtype=jnp.int32)
-    batch = {"image": jnp.asarray(pixels), "label": label}
+    batch = {"image": jnp.asarray(pixels), "target": label}
     parts = StepParts(
         model=model,
         spec=spec,
         optimizer=optax.sgd(1e-3, momentum=0.9),
         table=dict.fromkeys((*spec.stages, spec.head), "high"),
         terms=((1.0, cross_entropy(np.ones(_CLASSES, np.float32), 0.0)),),
-        augment=lambda key, image: image.astype(jnp.float32),
+        augment=make_augment({}),
     )
     update = jax.jit(
         lambda state: train_step(state, batch, jax.random.key(0), parts=parts), donate_argnums=0

@@ -4,8 +4,8 @@
         --config.eval.run=RUN --config.data.name=folder --config.data.dir=DIR
 
 `config.data` names the images and `config.eval.splits` the splits; the model, and what it was
-made with, come from the run folder. So does what divides the run's own data into train and val:
-an image that it was trained on is never scored as one of val.
+made with, come from the run folder. So does what divides the run's own data into train, val and
+test: an image that it was trained on is never scored as one of another split.
 """
 
 from collections.abc import Set
@@ -15,6 +15,7 @@ from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.catalog import SPLITS
 from medtl_jax.errors import UserError
+from medtl_jax.metrics.calibration import FITTED_ON
 from medtl_jax.report.predict import predict_splits
 from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
@@ -23,13 +24,11 @@ from medtl_jax.training.inference import make_predict
 def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
     """The config with what belongs to the run taken from there.
 
-    That is the model, see `trained.take_model`, and where `train` or `val` is evaluated what they
-    are made by, see `trained.take_splits`.
+    That is the model, see `trained.take_model`, and what the splits of its own data are made by,
+    see `trained.take_splits`.
     """
     config = trained.take_model(config, given)
-    if {"train", "val"} & set(_splits(config)):
-        config = trained.take_splits(config, given)
-    return config
+    return trained.take_splits(config, given, _splits(config))
 
 
 def run(request: Request) -> None:
@@ -40,15 +39,24 @@ def run(request: Request) -> None:
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
     model = trained.open_run(trained.run_folder(config))
-    dataset = study.read_data(config, console, model.channels, classes=model.classes, splits=splits)
-    environment = study.describe(config, dataset, model.weights)
+    calibration = trained.read_calibration(trained.run_folder(config), model.fitted.task)
+    task = model.fitted.task
+    dataset = study.read_data(
+        config, console, model.channels, task=task.name, classes=task.classes, splits=splits
+    )
+    environment = study.describe(request, dataset, task, model.weights)
     environment["checkpoint_sha256"] = model.sha256
-    predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
-    predictions = predict_splits(predict, model.variables, dataset, splits)
+    fitted = model.fitted
+    predict = make_predict(fitted.network, fitted.spec, mesh, config["eval"]["batch_size"])
+    predictions = predict_splits(predict, fitted.variables, dataset, task, splits)
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
         notes = [f"Checkpoint of epoch {model.epoch} of {config['eval']['run']}."]
-        reporting.finish(request, environment, predictions, [], notes)
+        # Another set's `val` is as good as any other split for what the run fitted on its own.
+        fitted_on = FITTED_ON if trained.is_own_data(config) else ""
+        reporting.finish(
+            request, environment, fitted, predictions, calibration, [], notes, fitted_on
+        )
 
 
 def _splits(config: dict) -> tuple[str, ...]:

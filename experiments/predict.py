@@ -1,27 +1,37 @@
-"""Turns a folder of images into a CSV of probabilities, by the best checkpoint of a run.
+"""Turns a folder of images into a table of predictions, by the best checkpoint of a run.
 
     python launch.py --config=configs/finetune.py --config.experiment=predict \\
         --config.eval.run=RUN --config.data.dir=IMAGES
 
-Writes `predictions.csv`: the path of each image, the most probable class, and a column for
-each class. Model, image size and bit depth of 16-bit files are those of the run.
+Writes `predictions.csv`: the path of each image and a column for each class, finding or number;
+where the classes exclude each other, the most probable one too. A segmentation writes masks
+`masks/<path>.png` of the images' own sizes. Model, image size and bit depth of 16-bit files are
+those of the run, the bit depth unless it is given.
 """
 
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
+
+import numpy as np
+from PIL import Image
 
 from experiments import trained
 from experiments.study import Request
 from medtl_jax import runs
-from medtl_jax.data.images import read_images_for_prediction
+from medtl_jax.data.images import original_size, read_images_for_prediction
 from medtl_jax.errors import UserError
 from medtl_jax.files import is_text, write_file
-from medtl_jax.report.predict import predict_scores
+from medtl_jax.objectives.task import Task
+from medtl_jax.report.predict import predict_masks, predict_scores
 from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
+
+TABLE = "predictions.csv"
+# Bytes that file systems allow for a name, less `.`, `.png.` and the process id of a draft.
+_LONGEST_NAME = 255 - 13
 
 
 def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
@@ -42,13 +52,11 @@ def run(request: Request) -> None:
         images, ids = read_images_for_prediction(
             config["data"]["dir"],
             config["model"]["image_size"],
-            model.bit_depth,
+            config["data"]["bit_depth"],
             model.channels,
             advance,
         )
-    for name in ids:
-        if not is_text(name):
-            raise UserError(f"data.dir: the file name {str(name)!a} is not UTF-8; rename it")
+    _check_names(ids, model.fitted.task)
     digest = hashlib.sha256(json.dumps(ids.tolist()).encode())
     digest.update(images)
     environment = {
@@ -58,14 +66,68 @@ def run(request: Request) -> None:
         "weights_sha256": model.weights["sha256"],
         "checkpoint_sha256": model.sha256,
     }
-    predict = make_predict(model.network, model.spec, mesh, config["eval"]["batch_size"])
-    scores = predict_scores(predict, model.variables, images)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["path", "predicted", *model.classes])
-    for name, row in zip(ids, scores, strict=True):
-        writer.writerow([name, model.classes[row.argmax()], *(f"{p:.6f}" for p in row)])
+    fitted = model.fitted
+    predict = make_predict(fitted.network, fitted.spec, mesh, config["eval"]["batch_size"])
+    of_images = predict_masks if fitted.task.name == "segment" else predict_scores
+    found = of_images(predict, fitted.variables, images, fitted.task)
+    files = _files(fitted.task, found, ids.tolist(), config["data"]["dir"])
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
-        write_file(folder / "predictions.csv", text.getvalue())
-    console.note(f"{len(ids)} images: {folder / 'predictions.csv'}")
+        for name, content in files:
+            write_file(folder / name, content)
+    console.note(f"{len(ids)} images: {folder / TABLE}")
+
+
+def _check_names(ids: np.ndarray, task: Task) -> None:
+    """UserError for a file name that the table cannot hold, or that no mask can be named by."""
+    for name in ids:
+        if not is_text(name):
+            raise UserError(f"data.dir: the file name {str(name)!a} is not UTF-8; rename it")
+        if task.name == "segment" and len(name.split("/")[-1].encode()) > _LONGEST_NAME:
+            raise UserError(f"data.dir: {name} is too long a name for its mask, + .png; rename it")
+
+
+def _files(
+    task: Task, found: np.ndarray, ids: list[str], source: str
+) -> Iterator[tuple[str, str | bytes]]:
+    """`(name, content)` of each file to write, the table last.
+
+    `found` are the scores of the images, for a segmentation their masks.
+    """
+    rows = [_cells(task, row) for row in found]
+    if task.name == "segment":
+        for name, mask, row in zip(ids, found, rows, strict=True):
+            row.insert(0, f"masks/{name}.png")
+            yield row[0], _mask_png(mask, len(task.classes), original_size(source, name))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", *_heads(task)])
+    writer.writerows([name, *row] for name, row in zip(ids, rows, strict=True))
+    yield TABLE, text.getvalue()
+
+
+def _heads(task: Task) -> list[str]:
+    """The columns of the table after the path."""
+    first = {"classify": ["predicted"], "ordinal": ["predicted"], "segment": ["mask"]}
+    return [*first.get(task.name, []), *task.classes]
+
+
+def _cells(task: Task, score: np.ndarray) -> list[str]:
+    """What the table says of one image by its score; by its mask, the share of each class."""
+    if task.name == "regress":
+        return [f"{value:.6g}" for value in score]
+    if task.name == "multilabel":
+        return [f"{value:.6f}" for value in score]
+    if task.name == "segment":
+        counts = np.bincount(score.ravel(), minlength=len(task.classes))
+        return [f"{value:.6f}" for value in counts / counts.sum()]
+    return [task.classes[score.argmax()], *(f"{value:.6f}" for value in score)]
+
+
+def _mask_png(mask: np.ndarray, classes: int, size: tuple[int, int]) -> bytes:
+    """The class of each pixel as a PNG of the image's own size; of two classes, 0 and 255."""
+    values = mask * np.uint8(255 if classes == 2 else 1)
+    picture = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

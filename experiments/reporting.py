@@ -1,68 +1,175 @@
-"""From predictions to what a run folder shows: metrics, figures and the report."""
+"""From predictions to what a run folder shows: metrics, figures, report, TensorBoard events."""
 
+import dataclasses
+import math
 import pathlib
 
-from experiments.study import Request
+import numpy as np
+
+from experiments.explaining import explain
+from experiments.study import Fitted, Request
 from medtl_jax import runs
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
-from medtl_jax.metrics.scores import confusion
-from medtl_jax.report import figures
+from medtl_jax.metrics import calibration as calibrations
+from medtl_jax.metrics.calibration import Calibration, calibration_scores
+from medtl_jax.metrics.patients import by_patient
+from medtl_jax.metrics.temperature import scaled
+from medtl_jax.metrics.thresholds import operating_scores
+from medtl_jax.metrics.uncertainty import score_with_intervals
+from medtl_jax.objectives.task import Task
+from medtl_jax.report.figures import View, draw_figures
 from medtl_jax.report.html import write_report
-from medtl_jax.report.predict import Predictions, score_splits, write_predictions
-from medtl_jax.report.tables import metrics_table
-
-
-def draw_figures(predictions: Predictions, classes: tuple[str, ...], metrics: dict) -> dict:
-    """The figures of one split: metrics, confusion, ROC and examples."""
-    target, score = predictions.target, predictions.score
-    chosen = figures.choose_examples(target, score)
-    return {
-        "metrics": figures.metrics_figure(metrics),
-        "confusion": figures.confusion_figure(confusion(target, score), classes),
-        "roc": figures.roc_figure(target, score, classes, metrics),
-        "examples": figures.examples_figure(
-            predictions.images[chosen],
-            target[chosen],
-            score[chosen],
-            classes,
-            predictions.ids[chosen],
-        ),
-    }
+from medtl_jax.report.predict import Predictions, write_predictions
+from medtl_jax.report.style import save_figures
+from medtl_jax.report.tables import BY_PATIENT, OBSERVER, main_split, metrics_table
+from medtl_jax.report.tensorboard import write_metrics
 
 
 def finish(
     request: Request,
     environment: dict,
+    fitted: Fitted,
     predictions: dict[str, Predictions],
+    calibration: Calibration | None,
     history: list[dict],
     notes: list[str],
+    fitted_on: str,
 ) -> None:
-    """Writes predictions, figures, report and, last of all, `metrics.json`; prints the table."""
-    folder, config, data = request.folder, request.config, environment["data"]
-    classes = tuple(data["classes"])
+    """Writes predictions, figures, report and, last of all, `metrics.json`; prints the table.
+
+    Args:
+      request, environment, fitted, history, notes: what the report tells of.
+      predictions: of each split.
+      calibration: what was fitted on the validation split of the run that trained `fitted`, None
+        where that run was interrupted.
+      fitted_on: the split of `predictions` that it was fitted on; `""` where none of them is, as
+        of other data than the run's.
+    """
+    folder, config, task = request.folder, request.config, fitted.task
     write_predictions(folder / "predictions.npz", predictions)
-    resamples = config["eval"]["resamples"]
-    metrics = score_splits(predictions, classes, resamples=resamples, seed=config["seed"])
-    split = _shown(metrics)
-    drawn = draw_figures(predictions[split], classes, metrics[split])
-    if history:
-        drawn["curves"] = figures.curves_figure(history)
-    figures.save_figures(drawn, folder / "figures")
+    metrics, patient_notes = score_splits(task, predictions, calibration, config, fitted_on)
+    split = main_split(metrics)
+    scaling = calibration if split != fitted_on else None
+    view = _view(task, predictions[split], metrics[split], history, scaling)
+    thresholds = _thresholds(task, calibration)
+    explained = explain(fitted, predictions[split], config["seed"], thresholds)
+    view = dataclasses.replace(view, explanations=explained, thresholds=thresholds)
+    drawn = draw_figures(task.name, view)
+    save_figures(drawn, folder / "figures")
+    card = calibration and calibrations.to_json(task.name, calibration, task.classes)
+    if card:
+        runs.write_json(folder / runs.CALIBRATION, card)
     write_report(
         folder / "report.html",
-        title=f"{config['experiment']}: {data['name']}",
+        title=f"{config['experiment']}: {environment['data']['name']}",
         command=request.command,
         config=config,
         environment={key: value for key, value in environment.items() if key != "data"},
-        data=data,
+        data=environment["data"],
         history=history,
         metrics=metrics,
         figures=drawn,
-        notes=notes,
+        notes=[*notes, *patient_notes],
+        calibration=card,
     )
+    write_metrics(folder / runs.EVENTS, metrics, history[-1]["step"] if history else 0)
     runs.write_json(folder / runs.METRICS, metrics)
     _say(folder, metrics, request.console)
+
+
+def _thresholds(task: Task, calibration: Calibration | None) -> np.ndarray | None:
+    """Youden's threshold of each finding, float `[k]`, NaN where it could not be fitted."""
+    if task.name != "multilabel" or calibration is None:
+        return None
+    points = [calibration.thresholds[name]["youden"].value for name in task.classes]
+    return np.array([math.nan if value is None else value for value in points])
+
+
+def _view(
+    task: Task,
+    shown: Predictions,
+    metrics: dict[str, dict],
+    history: list[dict],
+    scaling: Calibration | None,
+) -> View:
+    """What the figures show of one split; `scaling` has the temperatures to show beside it."""
+    calibrated = None
+    if scaling and scaling.temperatures:
+        calibrated = scaled(task.name, shown.score, scaling.temperatures)
+    return View(
+        classes=task.classes,
+        target=shown.target,
+        score=shown.score,
+        images=shown.images,
+        ids=shown.ids,
+        metrics=metrics,
+        history=history,
+        calibrated=calibrated,
+        mask2=shown.mask2,
+    )
+
+
+def score_splits(
+    task: Task,
+    predictions: dict[str, Predictions],
+    calibration: Calibration | None,
+    config: dict,
+    fitted_on: str,
+) -> tuple[dict[str, dict], list[str]]:
+    """The content of `metrics.json`, and notes on patients that are not scored as one.
+
+    `{split: {metric: {"value", "ci95", "n"}}}`. What `calibration` brings is scored on all splits
+    but `fitted_on`. Beside a split stand `<split>_patient`, where each of the patients with several
+    images counts once, and `<split>_observer2`, a second observer's masks.
+    """
+    options = {"resamples": config["eval"]["resamples"], "seed": config["seed"]}
+    surfaces = {"tolerance": config["eval"]["surface_tolerance"]} if task.name == "segment" else {}
+    metrics, notes = {}, []
+    if task.name == "segment" and any(p.patients is not None for p in predictions.values()):
+        notes.append("Masks are scored by image; intervals resample whole patients.")
+    for name, found in predictions.items():
+        given = (task.name, found.target, found.score, task.classes)
+        metrics[name] = score_with_intervals(*given, found.patients, **options, **surfaces)
+        brought = calibration if name != fitted_on else None
+        if brought:
+            for scores, fitted in (
+                (calibration_scores, brought.temperatures),
+                (operating_scores, brought.thresholds),
+            ):
+                metrics[name] |= scores(*given, fitted, found.patients, **options)
+        if found.mask2 is not None:
+            drawn = np.eye(len(task.classes), dtype=np.float16)[found.mask2]
+            metrics[name + OBSERVER] = score_with_intervals(
+                task.name, found.target, drawn, task.classes, found.patients, **options, **surfaces
+            )
+        patients = found.patients
+        if task.name == "segment" or patients is None or len(set(patients)) == len(patients):
+            continue
+        scored, reason = _score_patients(task, found, brought, options)
+        if scored:
+            metrics[name + BY_PATIENT] = scored
+        if reason:
+            notes.append(f"{reason[0].upper()}{reason[1:]} (split {name}).")
+    return metrics, notes
+
+
+def _score_patients(
+    task: Task, found: Predictions, calibration: Calibration | None, options: dict
+) -> tuple[dict[str, dict], str]:
+    """The scores of a split where each patient counts once, and what of them is missing and why."""
+    merged = by_patient(task.name, found.target, found.score, found.patients)
+    if merged.reason:
+        return {}, f"no scores by patient: {merged.reason}"
+    given = (task.name, merged.target, merged.score, task.classes)
+    scored = score_with_intervals(*given, **options)
+    if calibration is None:
+        return scored, ""
+    images = (task.name, found.target, found.score, task.classes, calibration.temperatures)
+    scored |= calibration_scores(*images, found.patients, merge=True, **options)
+    if calibration.without_patients:
+        return scored, f"no operating points by patient: {calibration.without_patients}"
+    return scored | operating_scores(*given, calibration.patient_thresholds, **options), ""
 
 
 def say_finished(request: Request) -> None:
@@ -76,10 +183,6 @@ def say_finished(request: Request) -> None:
 
 
 def _say(folder: pathlib.Path, metrics: dict, console: Console) -> None:
-    split = _shown(metrics)
+    split = main_split(metrics)
     console.note(f"\n{split} split\n{metrics_table(metrics[split])}")
     console.note(f"\nreport: {folder / 'report.html'}")
-
-
-def _shown(metrics: dict) -> str:
-    return "test" if "test" in metrics else next(reversed(metrics))

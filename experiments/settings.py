@@ -4,6 +4,7 @@ import math
 import reprlib
 
 from configs import default
+from medtl_jax.data.catalog import TASKS
 from medtl_jax.errors import UserError
 from medtl_jax.runs import flat_config
 
@@ -17,6 +18,10 @@ _RANGES = {
     "model.auxiliary": (0, 100),
     "data.batch_size": (1, 65_536),
     "data.per_class": (0, 1_000_000),
+    "data.cache_gb": (0, math.inf),
+    "data.test_fraction": (math.ulp(0.0), _RATE[1]),
+    "data.folds": (0, 1000),
+    "data.fold": (0, 999),
     "data.bit_depth": (8, 16),
     "data.phantom.train": (1, 100_000),
     "data.phantom.val": (1, 100_000),
@@ -31,15 +36,29 @@ _RANGES = {
     "train.min_steps": (0, 10_000_000),
     "train.patience": (0, 100_000),
     "train.label_smoothing": _RATE,
+    "train.focal_gamma": (0, 100),
+    "train.logit_adjustment": (0, 100),
+    "train.dice": (0, 1000),
+    "train.huber_delta": (math.ulp(0.0), math.inf),
     "train.ema": _RATE,
     "eval.batch_size": (1, 65_536),
     "eval.resamples": (1, 100_000),
+    "eval.target_sensitivity": (math.ulp(0.0), 1),
+    "eval.surface_tolerance": (0, 1000),
+}
+# Settings that only these tasks have; config.train's are refused by `objectives.task`.
+_OF_TASKS = {
+    "model.decoder": ("segment",),
+    "eval.surface_tolerance": ("segment",),
+    "eval.target_sensitivity": ("classify", "ordinal", "multilabel"),
 }
 _CHOICES = {
+    "task": ("", *TASKS),
     "model.compute": ("float32", "bfloat16"),
     "optim.name": ("adamw", "sgd", "rmsprop"),
     "train.class_weights": ("none", "balanced"),
-    "train.select": ("loss", "auc", "accuracy"),
+    "train.sampling": ("uniform", "balanced"),
+    "train.ordinal": ("corn", "cumulative"),
 }
 
 
@@ -79,7 +98,8 @@ def check_ranges(config: dict) -> None:
         if not low <= flat[key] <= high:
             limit = " and less than 1" if high == _RATE[1] else f" and at most {high}"
             upper = limit if math.isfinite(high) else ""
-            raise UserError(f"{key}={flat[key]} must be at least {low}{upper}")
+            least = "more than 0" if low == math.ulp(0.0) else f"at least {low}"
+            raise UserError(f"{key}={flat[key]} must be {least}{upper}")
     for key in ("model.dropout", "model.drop_path"):
         if flat[key] != OWN_RATE and not 0 <= flat[key] < 1:
             raise UserError(
@@ -89,6 +109,16 @@ def check_ranges(config: dict) -> None:
     for key, known in _CHOICES.items():
         if flat[key] not in known:
             raise UserError(f"{key}={flat[key]!r} is not known; choose from {', '.join(known)}")
+
+
+def unused_settings(config: dict, task: str) -> list[str]:
+    """A note on each setting that was changed and does nothing for `task`."""
+    flat, usual = flat_config(config), flat_config(default.get_config().to_dict())
+    return [
+        f"{key}={flat[key]} has no effect: it is for the task {' or '.join(tasks)}"
+        for key, tasks in _OF_TASKS.items()
+        if task not in tasks and flat[key] != usual[key]
+    ]
 
 
 def default_section(name: str) -> dict:

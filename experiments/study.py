@@ -13,7 +13,6 @@ import numpy as np
 from medtl_jax import runs
 from medtl_jax.console import Console
 from medtl_jax.data.catalog import Dataset
-from medtl_jax.data.images import to_grey
 from medtl_jax.data.readers import load_dataset
 from medtl_jax.errors import UserError
 from medtl_jax.keys import named_key
@@ -26,9 +25,18 @@ from medtl_jax.models.registry import (
     model_spec,
     variable_shapes,
 )
+from medtl_jax.models.unet import parse_widths
+from medtl_jax.objectives.task import Task
+from medtl_jax.report.datacard import count_targets
 from medtl_jax.weights.adapt import adapted_input
 from medtl_jax.weights.merge import MergeReport
-from medtl_jax.weights.pretrained import Pretrained, fill, for_channels, open_pretrained
+from medtl_jax.weights.pretrained import (
+    Pretrained,
+    fill,
+    for_channels,
+    open_pretrained,
+    rescale_heads,
+)
 from medtl_jax.weights.sources import find_weights
 
 _SHOWN = 12  # class names in an error
@@ -45,24 +53,36 @@ class Request:
     console: Console
 
 
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A network with its variables, and what its outputs stand for."""
+
+    network: nn.Module
+    spec: ModelSpec
+    variables: dict
+    task: Task
+
+
 def read_data(config: dict, console: Console, channels: int | None = None, **choice) -> Dataset:
     """The data set of `config.data` at `config.model.image_size`.
 
     With `channels` = 1, the images of a model trained on grey ones, colour becomes grey as it
-    does for `predict`. `choice` are the keywords of `load_dataset`.
+    does for `predict`. `choice` are the keywords of `load_dataset`; the task is `config.task`
+    where it is not among them.
     """
     check_image_size(config)
+    choice = {"task": config["task"], **choice}
     with console.progress("data") as advance:
-        dataset = load_dataset(config["data"], config["model"]["image_size"], advance, **choice)
-    if channels == 1:
-        grey = {
-            name: dataclasses.replace(split, images=to_grey(split.images))
-            for name, split in dataset.splits.items()
-        }
-        dataset = dataclasses.replace(dataset, splits=grey)
+        dataset = load_dataset(
+            config["data"],
+            config["model"]["image_size"],
+            advance,
+            grey=channels == 1,
+            **choice,
+        )
+    spec = dataset.spec
     counts = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
-    classes = ", ".join(dataset.spec.classes)
-    console.note(f"data: {dataset.spec.name}: {counts} images; classes {classes}")
+    console.note(f"data: {spec.name}: {counts} images; {spec.task}: {', '.join(spec.classes)}")
     for note in dataset.spec.notes:
         console.note(f"note: {note}")
     return dataset
@@ -71,7 +91,7 @@ def read_data(config: dict, console: Console, channels: int | None = None, **cho
 def check_image_size(config: dict) -> None:
     """UserError unless the network can take images of `config.model.image_size`."""
     model = config["model"]
-    spec, size, least = model_spec(model["name"]), model["image_size"], 0
+    spec, size, least = architecture(config), model["image_size"], 0
     if model["auxiliary"]:
         least = spec.smallest_auxiliary
     if not max(least, spec.smallest_input) <= size <= 1024:
@@ -85,17 +105,14 @@ def check_image_size(config: dict) -> None:
 def data_card(dataset: Dataset, image_size: int) -> dict:
     """What the report says of the data, JSON-ready."""
     spec = dataset.spec
-    counts = {
-        name: {label: int((split.labels == i).sum()) for i, label in enumerate(spec.classes)}
-        for name, split in dataset.splits.items()
-    }
+    targets = {name: split.target for name, split in dataset.splits.items()}
     known = all(split.patients is not None for split in dataset.splits.values())
     patients = {name: len(np.unique(split.patients)) for name, split in dataset.splits.items()}
     return {
         "name": spec.name,
         "task": spec.task,
         "classes": list(spec.classes),
-        "counts": counts,
+        **count_targets(spec.task, spec.classes, targets),
         "patients": patients if known else None,
         "image_size": image_size,
         "channels": int(next(iter(dataset.splits.values())).images.shape[-1]),
@@ -122,10 +139,9 @@ def open_weights(config: dict, console: Console) -> Pretrained | None:
                     "or name weights"
                 )
         return None
-    spec = model_spec(model["name"])
     with console.progress("weights") as advance:
-        path = find_weights(spec.name, model["weights"], advance)
-    return open_pretrained(spec, path)
+        path = find_weights(model["name"], model["weights"], advance)
+    return open_pretrained(architecture(config), path)
 
 
 def input_spec(config: dict, channels: int, weights: Pretrained | None) -> InputSpec:
@@ -148,13 +164,14 @@ def input_spec(config: dict, channels: int, weights: Pretrained | None) -> Input
     return dataclasses.replace(adapted_input(own, wanted), offset=False)
 
 
-def make_model(config: dict, num_classes: int, read: InputSpec) -> tuple[nn.Module, ModelSpec]:
-    """The network of `config.model` with a head for `num_classes`, over the input `read`."""
+def make_model(config: dict, task: Task, read: InputSpec) -> tuple[nn.Module, ModelSpec]:
+    """The network of `config.model` with a head for `task`, over the input `read`."""
     model = config["model"]
     network, spec = create_model(
         model["name"],
-        num_classes,
+        task.outputs,
         in_chans=read.channels,
+        decoder=decoder_widths(config),
         offset=read.offset,
         auxiliary=model["auxiliary"] > 0,
         momentum=config["transfer"]["bn"]["momentum"],
@@ -165,38 +182,85 @@ def make_model(config: dict, num_classes: int, read: InputSpec) -> tuple[nn.Modu
     return network, dataclasses.replace(spec, input=read)
 
 
-def heads(config: dict) -> tuple[str, ...]:
-    """Names of the classifiers of `config.model`: the auxiliary ones in use, then the head."""
-    spec = model_spec(config["model"]["name"])
-    return (*(spec.auxiliary if config["model"]["auxiliary"] else ()), spec.head)
+def decoder_widths(config: dict) -> tuple[int, ...]:
+    """Channels of the decoder's stages for a segmentation, nothing for another task."""
+    return parse_widths(config["model"]["decoder"]) if config["task"] == "segment" else ()
+
+
+def architecture(config: dict) -> ModelSpec:
+    """The specification of the network of `config.model` for `config.task`."""
+    model = config["model"]
+    auxiliary = model["auxiliary"] > 0
+    return create_model(model["name"], 1, auxiliary=auxiliary, decoder=decoder_widths(config))[1]
+
+
+def fits_task(config: dict, task: str) -> bool:
+    """Whether the network of `config` is for `task`; one without a decoder is for all but masks."""
+    return config["task"] == task or (not config["task"] and task != "segment")
+
+
+def check_decoder(config: dict) -> None:
+    """UserError unless `config.model.decoder` has a width for each size the maps pass through."""
+    network, _ = create_model(config["model"]["name"], 1, decoder=decoder_widths(config))
+    variable_shapes(network, config["model"]["image_size"])
+
+
+def auxiliary_heads(config: dict) -> tuple[str, ...]:
+    """Names of the auxiliary heads in use."""
+    return architecture(config).auxiliary if config["model"]["auxiliary"] else ()
+
+
+def new_parts(config: dict) -> tuple[str, ...]:
+    """The parts that belong to the task: auxiliary heads in use, decoder, head."""
+    return (*auxiliary_heads(config), *architecture(config).new_parts)
 
 
 def initial_variables(
-    network: nn.Module, config: dict, weights: Pretrained | None, classes: tuple[str, ...]
+    network: nn.Module, config: dict, weights: Pretrained | None, task: Task
 ) -> tuple[dict, MergeReport | None]:
     """Variables before training: pretrained with a new head, or all new without `weights`.
 
     Raises:
-      UserError: as `weights.pretrained.fill`; `keep_head` for a head that tells other classes
-        apart than `classes`.
+      UserError: as `weights.pretrained.fill`; `keep_head` for a head that predicts something
+        else than `task`.
     """
     model = config["model"]
     key, size = named_key(jax.random.key(config["seed"]), "init"), model["image_size"]
     if weights is None:
         return initialize(network, size, key), None
-    *auxiliary, head = heads(config)
+    spec = architecture(config)
     dont_load = [part.strip() for part in model["dont_load"].split(",") if part.strip()]
-    if not model["keep_head"]:
-        dont_load += [f"params/{head}/.*"]
-        dont_load += [f"params/{name}/{HEAD_OF_AUXILIARY}/.*" for name in auxiliary]
-    elif weights.classes not in (None, classes):
-        raise UserError(
-            f"model.keep_head: the head of {weights.file.path} is for {_listed(weights.classes)}, "
-            f"the data have {_listed(classes)}; set it to False for a new head"
-        )
+    classifiers = [f"{name}/{HEAD_OF_AUXILIARY}" for name in auxiliary_heads(config)]
+    if model["keep_head"]:
+        _check_head(weights, task)
+        weights = rescale_heads(weights, (spec.head, *classifiers), task)
+    else:
+        dont_load += [f"(params|batch_stats)/{part}/.*" for part in spec.new_parts]
+        dont_load += [f"params/{name}/.*" for name in classifiers]
     shapes = variable_shapes(network, size)
     filled, report = fill(shapes, for_channels(weights, network.in_chans), dont_load=dont_load)
     return _draw_kept(network, size, key, filled, report.kept), report
+
+
+def _check_head(weights: Pretrained, task: Task) -> None:
+    """UserError where the file says that its head predicts something else than `task`."""
+    if weights.classes is None:
+        return
+    # Runs of the first version say no task: there was only one.
+    made = "classify" if weights.task is None else _kind(weights.task)
+    pairs = (made, _kind(task)), (_listed(weights.classes), _listed(task.classes))
+    differ = made != _kind(task), weights.classes != task.classes
+    for (theirs, ours), other in zip(pairs, differ, strict=True):
+        if other:
+            raise UserError(
+                f"model.keep_head: the head of {weights.file.path} is for {theirs}, the data have "
+                f"{ours}; set it to False for a new head"
+            )
+
+
+def _kind(task: Task) -> str:
+    """What the outputs of a head for `task` stand for."""
+    return f"ordinal ({task.ordinal})" if task.name == "ordinal" else task.name
 
 
 def _listed(classes: tuple[str, ...]) -> str:
@@ -238,13 +302,15 @@ def weights_card(report: MergeReport | None, name: str, read: InputSpec) -> dict
     }
 
 
-def describe(config: dict, dataset: Dataset, weights: dict) -> dict:
+def describe(request: Request, dataset: Dataset, task: Task, weights: dict) -> dict:
     """The content of `environment.json`."""
-    data = data_card(dataset, config["model"]["image_size"])
+    data = data_card(dataset, request.config["model"]["image_size"])
     return {
         **runs.describe_environment(),
+        "command": request.command,
         "data": data,
         "data_sha256": data["sha256"],
+        "task": task.to_card(),
         "weights": weights,
         "weights_sha256": weights["sha256"],
     }

@@ -4,31 +4,45 @@ import dataclasses
 import hashlib
 import numbers
 import pathlib
-from collections.abc import Set
+from collections.abc import Collection, Set
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from experiments import settings, study
+from experiments.study import Fitted
 from medtl_jax import runs
 from medtl_jax.data.catalog import SPLITS
+from medtl_jax.data.readers import locate
 from medtl_jax.errors import UserError
 from medtl_jax.files import is_text, user_path
+from medtl_jax.metrics import calibration
+from medtl_jax.metrics.calibration import Calibration
 from medtl_jax.models.inputs import InputSpec
-from medtl_jax.models.registry import ModelSpec, variable_shapes
+from medtl_jax.models.registry import variable_shapes
+from medtl_jax.objectives.task import Task
 from medtl_jax.training.checkpoint import Checkpoints
-from medtl_jax.training.loop import best_epoch
+from medtl_jax.training.selection import best_epoch
 from medtl_jax.weights.pretrained import parse_input
 
 # What a trained model brings with it; a command that uses it cannot set these anew.
-_OF_THE_MODEL = ("model.", "transfer.", "optim.", "augment.")
+_OF_THE_MODEL = ("task", "model.", "transfer.", "optim.", "augment.", "train.ordinal")
+# What decides which images of a table without splits are for test.
+_OF_THE_TEST = (
+    "data.seed_split",
+    "data.test_fraction",
+    "data.folds",
+    "data.fold",
+    "data.csv_path_",
+    "data.csv_split_column",
+    "data.csv_label_column",
+    "data.csv_patient_column",
+)
 # What decides which images of a set are in train and which in val.
 _OF_THE_SPLITS = (
+    *_OF_THE_TEST,
     "data.per_class",
     "data.val_fraction",
-    "data.seed_split",
-    "data.csv_",
     *(f"data.phantom.{split}" for split in SPLITS),
 )
 
@@ -38,14 +52,16 @@ class Card:
     """What `environment.json` of a training run says that its checkpoints do not.
 
     Attributes:
-      classes: what the outputs stand for.
+      task: what the outputs stand for.
       channels: of the images that it was trained on, 1 or 3.
+      source: of these images, as `DataSpec.source`.
       weights: how its pretrained weights were loaded, as `study.weights_card`.
       input: what the network reads.
     """
 
-    classes: tuple[str, ...]
+    task: Task
     channels: int
+    source: str
     weights: dict
     input: InputSpec
 
@@ -55,21 +71,15 @@ class TrainedModel:
     """The best checkpoint of a finished or interrupted run, ready to predict.
 
     Attributes:
-      network, spec, variables: the model.
-      classes: what its outputs stand for.
+      fitted: the network with its variables and its task.
       channels: of the images that it was trained on, 1 or 3.
-      bit_depth: of the 16-bit files that it was trained on.
       epoch: of the checkpoint.
       weights: how the run's own pretrained weights were loaded, as its environment says.
       sha256: of the checkpoint's values.
     """
 
-    network: nn.Module
-    spec: ModelSpec
-    variables: dict
-    classes: tuple[str, ...]
+    fitted: Fitted
     channels: int
-    bit_depth: int
     epoch: int
     weights: dict
     sha256: str
@@ -85,7 +95,8 @@ def run_folder(config: dict) -> pathlib.Path:
 def take_model(config: dict, given: Set[str]) -> dict:
     """`config` with the sections that belong to the model from the run `config.eval.run`.
 
-    Values of the study's file give way to those of the run.
+    Values of the study's file give way to those of the run. So does the bit depth of 16-bit files
+    that is not `given`: the model's images were scaled by it.
 
     Args:
       config: of a command that uses the run.
@@ -98,26 +109,48 @@ def take_model(config: dict, given: Set[str]) -> dict:
     folder = run_folder(config)
     used = runs.flat_config(_run_config(folder))
     why = "has no effect: the model of {folder} has {used!r}; leave it out"
-    return _take(config, used, given, _OF_THE_MODEL, folder, why)
+    config = _take(config, used, given, _OF_THE_MODEL, folder, why)
+    if "data.bit_depth" in given:
+        return config
+    return {**config, "data": {**config["data"], "bit_depth": used["data.bit_depth"]}}
 
 
-def take_splits(config: dict, given: Set[str]) -> dict:
-    """`config` with what makes `train` and `val` of the run's own data as the run had it.
+def take_splits(config: dict, given: Set[str], splits: Collection[str]) -> dict:
+    """`config` with what makes the `splits` of the run's own data as the run had it.
 
     Other data than the run's are divided as `config` says.
 
     Raises:
       UserError: as `take_model`.
     """
+    if not is_own_data(config):
+        return config
     folder = run_folder(config)
     earlier = _run_config(folder)
-    if not _same_source(config["data"], earlier["data"]):
-        return config
+    held_out = "val" if {"train", "val"} & set(splits) else "test"
     why = (
-        "could score images as val that the model of {folder} was trained on: that run had "
-        "{used!r}; leave it out"
+        f"could score images as {held_out} that the model of {{folder}} was trained on: that run "
+        "had {used!r}; leave it out"
     )
-    return _take(config, runs.flat_config(earlier), given, _OF_THE_SPLITS, folder, why)
+    keys = _deciding(earlier["data"], splits)
+    return _take(config, runs.flat_config(earlier), given, keys, folder, why)
+
+
+def is_own_data(config: dict) -> bool:
+    """Whether `config.data` names the set of images of the run `config.eval.run`."""
+    folder = run_folder(config)
+    earlier = _run_config(folder)
+    return same_source(config["data"], earlier["data"], read_card(folder).source)
+
+
+def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:
+    """The beginnings of the keys that decide which images of a set are in `splits`."""
+    if {"train", "val"} & set(splits):
+        return _OF_THE_SPLITS
+    # Other sets than tables have a test split of their own.
+    if data["name"] != "csv":
+        return ()
+    return ("data.csv_split_column",) if data["csv_split_column"] else _OF_THE_TEST
 
 
 def _run_config(folder: pathlib.Path) -> dict:
@@ -127,14 +160,27 @@ def _run_config(folder: pathlib.Path) -> dict:
     return config
 
 
-def _same_source(here: dict, there: dict) -> bool:
-    """Whether two sections `data` name the same set of images."""
+def same_source(here: dict, there: dict, read: str = "") -> bool:
+    """Whether two sections `data` name the same set of images, under whatever names.
+
+    Args:
+      here, there: the sections.
+      read: what was read by the second one, as `DataSpec.source`: the version of a TFDS set, say,
+        that was the newest then.
+    """
+    if "phantom" in (here["name"], there["name"]):
+        return here["name"] == there["name"]
+    place = _place(here)
+    past = {"name": "folder", "dir": read}
+    return place is not None and (place == _place(there) or (read != "" and place == _place(past)))
+
+
+def _place(data: dict) -> pathlib.Path | None:
     try:
-        places = [user_path(data["dir"], "data.dir").resolve() for data in (here, there)]
-    # A NUL in the text, a loop of links: no place at all.
-    except (ValueError, OSError, RuntimeError):
-        return False
-    return here["name"] == there["name"] and places[0] == places[1]
+        return locate(data)
+    # No such set; a NUL in the text, a loop of links: no place at all.
+    except (UserError, ValueError, OSError, RuntimeError):
+        return None
 
 
 def _take(
@@ -183,24 +229,27 @@ def open_run(folder: pathlib.Path) -> TrainedModel:
     """The best checkpoint in the run folder. UserError if there is none to be used."""
     config = runs.read_json(folder / runs.CONFIG)
     card = read_card(folder)
+    if not study.fits_task(config, card.task.name):
+        raise UserError(
+            f"{folder / runs.CONFIG} is for the task {config['task']!r}, "
+            f"{folder / runs.ENVIRONMENT} for {card.task.name!r}: they are not of one run"
+        )
     study.check_image_size(config)
-    network, spec = study.make_model(config, len(card.classes), card.input)
+    network, spec = study.make_model(config, card.task, card.input)
     shapes = variable_shapes(network, config["model"]["image_size"])
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        history = _check_history(checkpoints.history(), config["train"]["select"], folder)
-        epoch = best_epoch(history, config["train"]["select"])
+        select = config["train"]["select"]
+        if select not in card.task.selection:
+            raise UserError(f"{folder / runs.CONFIG}: train.select={select!r} is none of the task")
+        history = _check_history(checkpoints.history(), select, folder)
+        epoch = best_epoch(history, select, card.task)
         variables = checkpoints.restore_best(epoch, shapes)
-    depth = config["data"]["bit_depth"]
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
     return TrainedModel(
-        network,
-        spec,
-        variables,
-        card.classes,
+        Fitted(network, spec, variables, card.task),
         card.channels,
-        depth,
         epoch,
         card.weights,
         digest.hexdigest(),
@@ -212,24 +261,34 @@ def read_card(folder: pathlib.Path) -> Card:
     path = folder / runs.ENVIRONMENT
     environment = runs.read_json(path)
     data, weights = environment.get("data"), environment.get("weights")
-    classes = data.get("classes") if isinstance(data, dict) else None
-    valid = (
-        isinstance(classes, list)
-        and 2 <= len(classes) <= 100_000
-        and all(is_text(name) for name in classes)
-        and len(set(classes)) == len(classes)
-        and type(data.get("channels")) is int
-        and data["channels"] in (1, 3)
-        and isinstance(weights, dict)
-        and all(is_text(weights.get(key)) for key in ("name", "sha256", "report"))
-    )
     try:
-        read = parse_input(weights.get("input")) if valid else None
+        if not isinstance(data, dict) or not isinstance(weights, dict):
+            raise ValueError("no data or no weights")
+        if not all(is_text(weights.get(key)) for key in ("name", "sha256", "report")):
+            raise ValueError("weights without a name")
+        task, read = Task.from_card(environment.get("task")), parse_input(weights.get("input"))
+        if not all(map(is_text, task.classes)):
+            raise ValueError("classes that cannot be written")
+        channels = data.get("channels")
+        if not is_text(data.get("source")):
+            raise ValueError("data of no source")
+        if (
+            type(channels) is not int
+            or channels not in (1, 3)
+            or channels not in (1, read.channels)
+        ):
+            raise ValueError("channels")
     except ValueError:
-        read = None
-    if read is None or data["channels"] not in (1, read.channels):
-        raise UserError(f"{path} was not written by a training run of this version")
-    return Card(tuple(classes), data["channels"], weights, read)
+        raise UserError(f"{path} was not written by a training run of this version") from None
+    return Card(task, channels, data["source"], weights, read)
+
+
+def read_calibration(folder: pathlib.Path, task: Task) -> Calibration | None:
+    """What the run fitted on its validation split; None for a run that was interrupted."""
+    path = folder / runs.CALIBRATION
+    if not path.exists():
+        return None
+    return calibration.from_json(task.name, runs.read_json(path), task.classes, str(path))
 
 
 def _check_history(history, select: str, folder: pathlib.Path) -> list[dict]:

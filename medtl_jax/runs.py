@@ -24,7 +24,8 @@ from medtl_jax.errors import UserError
 from medtl_jax.files import user_path, write_file
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
-WEIGHTS = "weights.safetensors"
+WEIGHTS, CALIBRATION = "weights.safetensors", "calibration.json"
+EVENTS = "tensorboard"
 
 _PACKAGES = (
     "jax",

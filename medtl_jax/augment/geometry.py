@@ -1,4 +1,8 @@
-"""Geometric augmentation: pure functions of a key and one image `[h, w, c]`."""
+"""Geometric augmentation: pure functions of a key and one image or mask `[h, w, c]`.
+
+A draw depends on the key and on height and width alone, so that a mask moves with its image; no
+value is made that was not there, so that a mask keeps its classes and its dtype.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,24 +12,26 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from medtl_jax.data.imagefile import (
+    DEEP_MODES,
+    MAX_PIXELS,
+    Source,
+    UnreadableError,
+    bomb_warnings_off,
+    open_checked,
+    upright_size,
+)
+from medtl_jax.data.survey import Survey
 from medtl_jax.errors import UserError
 from medtl_jax.files import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-MAX_PIXELS = 100_000_000
 
 Progress = Callable[[int, int, str], None]
 _Result = TypeVar("_Result")
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-_DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _COLOUR_MODES = frozenset({"RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "P", "PA", "CMYK", "YCbCr"})
-_TIFF_PHOTOMETRIC = 262
-_BLOCK = 32
-
-
-class _UnreadableError(Exception):
-    """Why one file cannot be used, without its name."""
+BLOCK = 32  # images a thread takes at a time
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,8 +45,12 @@ class _Decoded:
     highest: int | None = None
     alpha: bool = False
 
+    def without_pixels(self) -> "_Decoded":
+        """Returns the same with one pixel alone, which tells grey from colour."""
+        return dataclasses.replace(self, pixels=self.pixels[:1, :1].copy())
 
-def decode_image(source: str | Path | bytes, image_size: int, bit_depth: int = 16) -> np.ndarray:
+
+def decode_image(source: Source | bytes, image_size: int, bit_depth: int = 16) -> np.ndarray:
     """Returns one image as uint8, `[s, s]` if grey or `[s, s, 3]` if coloured.
 
     The image is turned upright (EXIF), loses its alpha channel, and is squeezed to
@@ -55,7 +59,8 @@ def decode_image(source: str | Path | bytes, image_size: int, bit_depth: int = 1
     0..2**bit_depth - 1 to 0..255 in float32 and rounded once, after resizing.
 
     Args:
-      source: path of a PNG, JPEG, TIFF, BMP, WebP or single GIF image, or its bytes.
+      source: a PNG, JPEG, TIFF, BMP, WebP or single GIF image: its path, its bytes, or what
+        opens as a path does.
       image_size: s, height and width of the result in pixels.
       bit_depth: bits in use in 16-bit files, 8 to 16; 8-bit files do not need it.
 
@@ -63,8 +68,17 @@ def decode_image(source: str | Path | bytes, image_size: int, bit_depth: int = 1
       UserError: the file cannot be read, is not an image, is truncated, has more than
         `MAX_PIXELS` pixels, several frames, floats, 16-bit colour, or values above bit_depth.
     """
-    with _bomb_warnings_off():
-        result = _decode_or_reason(source, image_size, bit_depth)
+    with bomb_warnings_off():
+        return decode_in_thread(source, image_size, bit_depth)
+
+
+def decode_in_thread(source: Source | bytes, image_size: int, bit_depth: int = 16) -> np.ndarray:
+    """Returns what `decode_image` does, with the same arguments and errors, from any thread.
+
+    Python's warning filters belong to the whole process: here they are left alone, and Pillow may
+    warn of an image with 89 million pixels or more.
+    """
+    result = _decode_or_reason(source, image_size, bit_depth)
     if isinstance(result, str):
         name = "image bytes" if isinstance(source, bytes) else source
         raise UserError(f"{name} cannot be read: {result}")
@@ -72,7 +86,7 @@ def decode_image(source: str | Path | bytes, image_size: int, bit_depth: int = 1
 
 
 def decode_many(
-    paths: Sequence[str | Path],
+    paths: Sequence[Source],
     image_size: int,
     bit_depth: int = 16,
     *,
@@ -98,32 +112,44 @@ def decode_many(
         wrong bit_depth, or the result does not fit in memory.
     """
     paths = list(paths)
-    total = len(paths)
-    images = allocate_images((total, image_size, image_size, channels or 1))
-    bad, deep, alpha, grey = [], [], 0, 0
-    results = _decode_in_order(paths, image_size, bit_depth)
-    with _bomb_warnings_off(), contextlib.closing(results):
+    images = allocate_images((len(paths), image_size, image_size, channels or 1))
+    survey = Survey(bit_depth)
+    results = _decode_in_order(paths, image_size, bit_depth, progress)
+    with bomb_warnings_off(), contextlib.closing(results):
         for index, result in enumerate(results):
-            if progress and ((index + 1) % _BLOCK == 0 or index + 1 == total):
-                progress(index + 1, total, "reading images")
-            if isinstance(result, str):
-                bad.append(f"{paths[index]} ({result})")
+            if not survey.add(paths[index], result):
                 continue
-            if result.highest is not None:
-                deep.append(result.highest)
-            alpha += result.alpha
-            grey += result.pixels.ndim == 2
             if channels is None and result.pixels.ndim == 3 and images.shape[-1] == 1:
                 images = _widen(images, index)
-            images[index] = _with_channels(result.pixels, images.shape[-1])
-    if bad:
-        raise UserError(
-            f"{len(bad)} of {total} images cannot be read, first: {bad[0]}; replace or remove them"
-        )
-    if check_depth:
-        _check_bit_depth(deep, bit_depth)
-    coloured = channels is None and images.shape[-1] == 3
-    return images, _notes(total, deep, alpha, grey if coloured else 0, bit_depth)
+            images[index] = with_channels(result.pixels, images.shape[-1])
+    survey.check(check_depth)
+    return images, survey.notes(widened=channels is None and images.shape[-1] == 3)
+
+
+def survey_many(
+    paths: Sequence[Source],
+    image_size: int,
+    bit_depth: int = 16,
+    *,
+    channels: int | None = None,
+    check_depth: bool = True,
+    progress: Progress | None = None,
+) -> tuple[int, tuple[str, ...]]:
+    """Returns `(c, notes)`, those that `decode_many` gives for the same files, and keeps no image.
+
+    Arguments and errors are those of `decode_many`: every file is decoded once, a few at a time.
+    """
+    paths = list(paths)
+    survey = Survey(bit_depth)
+    results = _decode_in_order(
+        paths, image_size, bit_depth, progress, reduce=_Decoded.without_pixels
+    )
+    with bomb_warnings_off(), contextlib.closing(results):
+        for path, result in zip(paths, results, strict=True):
+            survey.add(path, result)
+    survey.check(check_depth)
+    widened = channels is None and survey.channels == 3
+    return channels or survey.channels, survey.notes(widened)
 
 
 def resize_many(
@@ -141,14 +167,14 @@ def resize_many(
     resized = allocate_images((total, image_size, image_size, channels))
 
     def resize_block(start: int) -> int:
-        stop = min(start + _BLOCK, total)
+        stop = min(start + BLOCK, total)
         for index in range(start, stop):
             pixels = images[index, ..., 0] if channels == 1 else images[index]
             picture = _resize(Image.fromarray(np.ascontiguousarray(pixels)), image_size)
             resized[index] = np.asarray(picture).reshape(resized.shape[1:])
         return stop
 
-    for done in _in_order(resize_block, total):
+    for done in in_order(resize_block, total):
         if progress:
             progress(done, total, "resizing images")
     return resized
@@ -218,6 +244,25 @@ def read_images_for_prediction(
     return images, np.array(ids, dtype=str)
 
 
+def original_size(folder_or_file: str | Path, name: str) -> tuple[int, int]:
+    """Returns width and height in pixels, upright, of the file of an id.
+
+    Args:
+      folder_or_file: where `read_images_for_prediction` found it.
+      name: its id.
+
+    Raises:
+      UserError: the file cannot be read any more.
+    """
+    root = user_path(str(folder_or_file), "data.dir")
+    path = root / name if root.is_dir() else root
+    with bomb_warnings_off():
+        size = attempt(lambda: upright_size(path))
+    if isinstance(size, str):
+        raise UserError(f"{path} cannot be read: {size}")
+    return size
+
+
 def _walk_images(root: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permission")
@@ -231,35 +276,49 @@ def _walk_images(root: Path) -> Iterator[Path]:
 
 
 def _decode_in_order(
-    paths: list[str | Path], image_size: int, bit_depth: int
+    paths: Sequence[Source],
+    image_size: int,
+    bit_depth: int,
+    progress: Progress | None,
+    reduce: Callable[[_Decoded], _Decoded] = lambda decoded: decoded,
 ) -> Iterator[_Decoded | str]:
-    # Plugins are registered before the threads start: registering is not thread-safe.
-    Image.init()
+    """Yields `reduce(image)`, or in a few words why there is none, for each of `paths`."""
+    total = len(paths)
 
     def decode_block(start: int) -> list[_Decoded | str]:
-        block = paths[start : start + _BLOCK]
-        return [_decode_or_reason(path, image_size, bit_depth) for path in block]
+        block = paths[start : start + BLOCK]
+        results = [_decode_or_reason(path, image_size, bit_depth) for path in block]
+        return [result if isinstance(result, str) else reduce(result) for result in results]
 
-    for block in _in_order(decode_block, len(paths)):
+    done = 0
+    for block in in_order(decode_block, total):
+        done += len(block)
+        if progress:
+            progress(done, total, "reading images")
         yield from block
 
 
-def _in_order(work: Callable[[int], _Result], total: int) -> Iterator[_Result]:
-    """Yields `work(start)` of each block of `_BLOCK` images, in order, from one thread a core."""
+def in_order(work: Callable[[int], _Result], total: int) -> Iterator[_Result]:
+    """Yields `work(start)` of each block of `BLOCK` images, in order, from one thread a core."""
+    # Plugins are registered before the threads start: registering is not thread-safe.
+    Image.init()
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        contextlib.closing(pool.map(work, range(0, total, _BLOCK))) as results,
+        contextlib.closing(pool.map(work, range(0, total, BLOCK))) as results,
     ):
         yield from results
 
 
-def _decode_or_reason(
-    source: str | Path | bytes, image_size: int, bit_depth: int
-) -> _Decoded | str:
+def _decode_or_reason(source: Source | bytes, image_size: int, bit_depth: int) -> _Decoded | str:
     """Returns the decoded image, or in a few words why there is none."""
+    return attempt(lambda: _decode(source, image_size, bit_depth))
+
+
+def attempt(work: Callable[[], _Result]) -> _Result | str:
+    """Returns what `work`, which decodes one file, returns, or in a few words why it failed."""
     try:
-        return _decode(source, image_size, bit_depth)
-    except _UnreadableError as error:
+        return work()
+    except UnreadableError as error:
         return str(error)
     except UnidentifiedImageError:
         return "not a PNG, JPEG, TIFF, BMP, WebP or GIF image"
@@ -273,43 +332,20 @@ def _decode_or_reason(
         return one_line(error)
 
 
-def _decode(source: str | Path | bytes, image_size: int, bit_depth: int) -> _Decoded:
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-        if not stream.read(1):
-            raise _UnreadableError("the file is empty")
-        stream.seek(0)
-        with Image.open(stream, formats=_FORMATS) as image:
-            _check_header(image)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode in _DEEP_MODES:
-                return _deep_to_grey(image, image_size, bit_depth)
-            return _Decoded(_eight_bit(image, image_size), alpha=image.has_transparency_data)
-
-
-def _check_header(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _UnreadableError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels")
-    # MPO is what phone cameras write as .jpg: the photograph, then its previews as frames.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise _UnreadableError(f"{image.n_frames} frames: save each frame as its own file")
-    if image.mode == "F":
-        raise _UnreadableError("floating-point pixels: save as 8- or 16-bit integers")
-    if image.mode in _DEEP_MODES:
-        # Pillow inverts 8-bit files of this kind, but not 16-bit ones.
-        if image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
-            raise _UnreadableError("16-bit TIFF with white as zero: save it with black as zero")
-    elif any(";16" in str(tile.args) for tile in image.tile):
-        # Pillow would keep the high byte alone, which is black for 12-bit data.
-        raise _UnreadableError("16-bit colour or alpha: save as 8-bit colour or 16-bit grey")
+def _decode(source: Source | bytes, image_size: int, bit_depth: int) -> _Decoded:
+    with open_checked(source) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in DEEP_MODES:
+            return _deep_to_grey(image, image_size, bit_depth)
+        return _Decoded(_eight_bit(image, image_size), alpha=image.has_transparency_data)
 
 
 def _eight_bit(image: Image.Image, image_size: int) -> np.ndarray:
     if image.mode in ("1", "L"):
         return np.asarray(_resize(image.convert("L"), image_size))
     if image.mode not in _COLOUR_MODES:
-        raise _UnreadableError(f"pixels of Pillow mode {image.mode}: save as 8-bit grey or RGB")
+        raise UnreadableError(f"pixels of Pillow mode {image.mode}: save as 8-bit grey or RGB")
     if image.mode in ("P", "PA", "La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode == "LA":
@@ -325,9 +361,9 @@ def _deep_to_grey(image: Image.Image, image_size: int, bit_depth: int) -> _Decod
     values = np.asarray(image)
     lowest, highest, limit = int(values.min()), int(values.max()), 2**bit_depth - 1
     if lowest < 0:
-        raise _UnreadableError(f"negative value {lowest}: shift the values to start at 0")
+        raise UnreadableError(f"negative value {lowest}: shift the values to start at 0")
     if highest > limit:
-        raise _UnreadableError(
+        raise UnreadableError(
             f"value {highest} is above {limit}, the largest for data.bit_depth={bit_depth}"
         )
     resized = np.asarray(_resize(Image.fromarray(values.astype(np.float32)), image_size))
@@ -343,10 +379,15 @@ def to_grey(images: np.ndarray) -> np.ndarray:
     """Returns uint8 `[n, s, s, 1]` of `[n, s, s, 1 or 3]`: ITU-R 601 luma, as for single files."""
     if images.shape[-1] == 1:
         return images
-    return np.stack([_with_channels(image, 1) for image in images])
+    return np.stack([with_channels(image, 1) for image in images])
 
 
-def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Returns uint8 `[s, s, c]` of a decoded image, c = 1 for `channels=1` or a grey image.
+
+    A grey image keeps its one channel, which NumPy broadcasts to three; colour becomes grey by
+    ITU-R 601 luma.
+    """
     if pixels.ndim == 3 and channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -357,34 +398,3 @@ def _widen(grey: np.ndarray, filled: int) -> np.ndarray:
     wide = allocate_images((*grey.shape[:-1], 3))
     wide[:filled] = grey[:filled]
     return wide
-
-
-def _check_bit_depth(highest: list[int], bit_depth: int) -> None:
-    if highest and bit_depth == 16 and max(highest) < 2**12:
-        needed = 12 if max(highest) > 255 else 8
-        raise UserError(
-            f"the 16-bit images use only 0..{max(highest)} and would come out nearly black: "
-            f"set data.bit_depth={needed}"
-        )
-
-
-def _notes(total: int, deep: list[int], alpha: int, grey: int, bit_depth: int) -> tuple[str, ...]:
-    notes = []
-    if deep:
-        notes.append(
-            f"{len(deep)} of {total} images are 16-bit: 0..{2**bit_depth - 1} "
-            f"(data.bit_depth={bit_depth}) mapped to 0..255, highest value {max(deep)}"
-        )
-    if alpha:
-        notes.append(f"{alpha} of {total} images have an alpha channel, which was dropped")
-    if grey:
-        notes.append(f"{grey} of {total} images are grey, repeated in three channels")
-    return tuple(notes)
-
-
-@contextlib.contextmanager
-def _bomb_warnings_off() -> Iterator[None]:
-    # Pillow warns from 89 million pixels on; MAX_PIXELS decides here.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield

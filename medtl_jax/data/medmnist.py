@@ -14,6 +14,12 @@ from medtl_jax.files import user_path
 
 SIZES = (28, 64, 128, 224)
 
+# What the publisher's words for a task are here; the first is taken where none is asked for.
+_TASKS = {
+    "multi-label, binary-class": ("multilabel",),
+    "ordinal-regression": ("classify", "ordinal"),
+}
+
 _URL = "https://zenodo.org/records/10519652/files/{file}?download=1"
 
 
@@ -241,6 +247,7 @@ def load_medmnist(
     image_size: int,
     progress: Progress | None = None,
     *,
+    task: str = "",
     classes: tuple[str, ...] | None = None,
     splits: tuple[str, ...] = SPLITS,
 ) -> Dataset:
@@ -251,23 +258,30 @@ def load_medmnist(
       folder: where `<name>.npz` lies or goes; "" is the user's cache folder.
       image_size: height and width of the result in pixels.
       progress: called as `progress(done, total, text)`.
+      task: "" reads findings as `multilabel` and the rest as `classify`; grades can be read as
+        `ordinal`.
       classes: those of a trained model, which the set's must equal.
       splits: the splits to read.
 
     Raises:
-      UserError: unknown or multi-label set, other classes than the model's, wrong MD5, failed
-        download, or a bad file.
+      UserError: unknown set, a task that its labels are not for, other classes than the model's,
+        wrong MD5, failed download, or a bad file.
     """
     known, size = _look_up(name)
-    if known.task.startswith("multi-label"):
-        raise UserError(f"medmnist/{name} is multi-label, which is not supported yet")
+    tasks = _TASKS.get(known.task, ("classify",))
+    if task and task not in tasks:
+        raise UserError(
+            f"medmnist/{name} is for task={' or '.join(tasks)}, not {task} (its labels are "
+            f"{known.task})"
+        )
+    task = task or tasks[0]
     check_equal_classes(f"medmnist/{name}", known.classes, classes)
     md5 = known.md5[SIZES.index(size)]
     path = _find_or_download(name, md5, folder, progress)
-    dataset = load_npz(path, image_size, progress, known.classes, splits=splits)
+    dataset = load_npz(path, image_size, progress, known.classes, splits=splits, task=task)
     notes = dataset.spec.notes
-    if known.task == "ordinal-regression":
-        notes += ("ordinal grades are read as classes without an order",)
+    if "ordinal" in tasks and task == "classify":
+        notes += ("ordinal grades are read as classes without an order: see task=ordinal",)
     spec = dataclasses.replace(
         dataset.spec,
         name=f"medmnist/{name}",
@@ -278,12 +292,16 @@ def load_medmnist(
     return dataclasses.replace(dataset, spec=spec)
 
 
-def classes_by_file_name(path: Path) -> tuple[str, ...] | None:
-    """Returns the class names of the set that the file's name starts with, None if there is none.
+def names_by_file_name(path: Path, task: str = "") -> tuple[str, ...] | None:
+    """Returns the classes or findings of the set that the file's name starts with, if there is one.
 
-    >>> classes_by_file_name(Path("pneumoniamnist_cleaned.npz"))
+    None also where `task` has neither: numbers and masks.
+
+    >>> names_by_file_name(Path("pneumoniamnist_cleaned.npz"))
     ('normal', 'pneumonia')
     """
+    if task in ("regress", "segment"):
+        return None
     stem = path.stem.lower()
     return next((known.classes for flag, known in TABLE.items() if stem.startswith(flag)), None)
 
@@ -299,11 +317,17 @@ def _look_up(name: str) -> tuple[MedMnistSet, int]:
     return TABLE[flag], sizes[name]
 
 
-def _find_or_download(name: str, md5: str, folder: str | Path, progress: Progress | None) -> Path:
+def local_file(name: str, folder: str | Path) -> Path:
+    """Returns where the file of the set `name` lies or goes; arguments as in `load_medmnist`."""
     root = user_path(str(folder), "data.dir") if str(folder) else Path(pooch.os_cache("medtl_jax"))
+    return root / f"{name}.npz"
+
+
+def _find_or_download(name: str, md5: str, folder: str | Path, progress: Progress | None) -> Path:
+    path = local_file(name, folder)
+    root = path.parent
     if root.is_file():
         raise UserError(f"data.dir must be a folder for medmnist/{name}, and {root} is a file")
-    path = root / f"{name}.npz"
     if path.is_file():
         with open(path, "rb") as stream:
             found = hashlib.file_digest(stream, "md5").hexdigest()

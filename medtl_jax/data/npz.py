@@ -1,4 +1,4 @@
-"""Images and labels of one .npz, in the MedMNIST or the Keras layout, checked before reading."""
+"""Images and targets of one .npz, in the MedMNIST or the Keras layout, checked before reading."""
 
 import dataclasses
 import math
@@ -17,7 +17,11 @@ from medtl_jax.data.images import (
     physical_memory,
     resize_many,
 )
+from medtl_jax.data.masks import resize_masks, resize_note
+from medtl_jax.data.npz_labels import check_label_type, read_targets, task_of_labels
+from medtl_jax.data.strata import strata
 from medtl_jax.data.subset import TrainPlan, divide, splits_to_read, whole_train
+from medtl_jax.data.targets import check_known, check_still_known
 from medtl_jax.errors import UserError
 
 MAX_NPZ_BYTES = 16 * 2**30
@@ -32,6 +36,7 @@ class _Layout:
     """What a file holds, by its headers.
 
     Attributes:
+      task: one of `catalog.TASKS`, by the shape of the labels where none was asked for.
       images, labels: patterns of the names of a split's arrays.
       splits: those that the file has.
       height, width: of the images, in pixels.
@@ -41,6 +46,7 @@ class _Layout:
     images: str
     labels: str
     splits: tuple[str, ...]
+    task: str = ""
     height: int = 0
     width: int = 0
     floats: bool = False
@@ -61,43 +67,49 @@ def load_npz(
     splits: tuple[str, ...] = SPLITS,
     complete: bool = True,
     plan: TrainPlan | None = None,
+    task: str = "",
 ) -> Dataset:
     """Returns the set of an .npz in one of two layouts, its images resized to `image_size`.
 
     MedMNIST's holds `{train,val,test}_images` and `{train,val,test}_labels`, Keras's
     `x_{train,val,test}` and `y_{train,val,test}`. Images are `[n, h, w]` or `[n, h, w, c]`, c = 1
-    or 3, uint8 or floats in 0..1, which are multiplied by 255 and rounded; labels are integers
-    `[n]` or `[n, 1]`. Splits that are not in `splits` may be absent and are not read. A `val`
-    that is asked for and absent is carved from `train`, by `plan`. Nothing is unpickled.
+    or 3, uint8 or floats in 0..1, which are multiplied by 255 and rounded. Labels are integers
+    `[n]` or `[n, 1]`; findings `[n, k]`, 0 or 1, as floats also NaN where they are not known;
+    with `task` = regress numbers `[n]` or `[n, k]`, NaN where they are not known; masks
+    `[n, h, w]` of the images' size (values as in `masks.decode_mask`). Splits that are not in
+    `splits` may be absent and are not read. A `val` that is asked for and absent is carved from
+    `train`, by `plan`. Nothing is unpickled.
 
     Args:
       path: the file.
       image_size: height and width of the result in pixels.
       progress: called as `progress(done, total, text)`.
-      classes: class names, where they are known; else "0", "1", ... up to the highest label.
+      classes: names of classes, findings or numbers, where they are known; else "0", "1", ...
       splits: the splits to return.
       complete: with `train` among `splits`, every class needs a training image. False is for
         the `classes` of a trained model, of which some may have no image.
       plan: what to make of the training images; None takes them all, and 0.15 of them for an
         absent `val`.
+      task: one of `catalog.TASKS`; "" takes what the shape of the labels says.
 
     Raises:
       UserError: not such a file; object arrays; wrong dtype, range, shape, count or labels; a
-        class without a training image, or with too few for `plan`; multi-label; more than
-        `MAX_NPZ_BYTES` or this machine's memory.
+        class without a training image, or with too few for `plan`; more than `MAX_NPZ_BYTES` or
+        this machine's memory.
     """
     if not path.is_file():
         raise UserError(f"no such file: {path} (data.dir must be the path of an .npz file)")
     try:
         with path.open("rb") as file, open_archive(file) as archive:
-            layout = _check_layout(archive, splits, path)
+            layout = _check_layout(archive, splits, task, path)
             sources = splits_to_read(splits, layout.splits)
-            labels = {name: _read_array(archive, layout.labels_of(name)) for name in sources}
-            labels = {name: array.reshape(-1) for name, array in labels.items()}
-            classes = _check_labels(labels, layout, classes, complete, path)
+            keys = {name: layout.labels_of(name) for name in sources}
+            labels = {name: _read_array(archive, key) for name, key in keys.items()}
+            classes, target = read_targets(layout.task, labels, keys, classes, complete, path)
             rows, notes = _choose_rows(
-                labels, classes, layout, splits, plan or TrainPlan(), str(path)
+                target, classes, layout, splits, plan or TrainPlan(), str(path)
             )
+            _check_divided(rows.get("train", {}), target, classes, layout.task, complete, path)
             parts = {}
             for source in sources:
                 images = _read_images(archive, layout.images_of(source), path)
@@ -107,22 +119,28 @@ def load_npz(
                     taken = images if len(chosen) == len(images) else images[chosen]
                     parts[split] = Split(
                         resize_many(taken, image_size, progress),
-                        labels[source][chosen].astype(np.int32),
+                        _resized(target[source][chosen], layout.task, image_size),
                         ids[chosen],
                     )
     except (ArchiveError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable .npz file: {one_line(error)}") from error
-    notes += absent_classes(classes, parts)
+    notes += absent_classes(classes, parts, layout.task)
     if layout.floats:
         notes += ("images are floats of 0..1, scaled to 0..255",)
     if (layout.height, layout.width) != (image_size, image_size):
         size = f"{layout.height} x {layout.width}"
         notes += (f"images of {size} resized to {image_size} x {image_size}",)
-    return Dataset(DataSpec(path.stem, "classify", classes, source=str(path), notes=notes), parts)
+    if layout.task == "segment":
+        notes += resize_note([(layout.width, layout.height)], image_size)
+    return Dataset(DataSpec(path.stem, layout.task, classes, source=str(path), notes=notes), parts)
+
+
+def _resized(target: np.ndarray, task: str, image_size: int) -> np.ndarray:
+    return resize_masks(target, image_size) if task == "segment" else target
 
 
 def _choose_rows(
-    labels: dict[str, np.ndarray],
+    target: dict[str, np.ndarray],
     classes: tuple[str, ...],
     layout: _Layout,
     splits: tuple[str, ...],
@@ -130,23 +148,41 @@ def _choose_rows(
     path: str,
 ) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
     """Returns, for each split of the file, its rows in each split of the set; and notes."""
-    rows = {name: {name: np.arange(len(array))} for name, array in labels.items()}
-    if "train" not in labels:
+    rows = {name: {name: np.arange(len(array))} for name, array in target.items()}
+    if "train" not in target:
         return rows, ()
     has_val = "val" in layout.splits
+    count = len(target["train"])
     division = divide(
-        [classes[label] for label in labels["train"].tolist()],
-        [f"train/{index:06d}" for index in range(len(labels["train"]))],
+        strata(layout.task, target["train"], classes, count),
+        [f"train/{index:06d}" for index in range(count)],
         None,
         plan,
         splits=splits,
         has_val=has_val,
         source=path,
+        task=layout.task,
     )
     rows["train"] = {"train": division.train} if "train" in splits else {}
     if "val" in splits and not has_val:
         rows["train"]["val"] = division.val
     return rows, whole_train(splits, layout.splits) + division.notes
+
+
+def _check_divided(
+    rows: dict[str, np.ndarray],
+    target: dict[str, np.ndarray],
+    classes: tuple[str, ...],
+    task: str,
+    complete: bool,
+    path: Path,
+) -> None:
+    """Raises UserError unless enough is known of what the file's train became, `rows` of it."""
+    parts = {split: target["train"][chosen] for split, chosen in rows.items()}
+    if complete and "train" in parts:
+        check_still_known(task, parts["train"], classes, str(path))
+    if "val" in parts:
+        check_known(task, parts["val"], classes, str(path), "val")
 
 
 def _find_layout(archive: zipfile.ZipFile, path: Path) -> _Layout:
@@ -168,7 +204,9 @@ def _find_layout(archive: zipfile.ZipFile, path: Path) -> _Layout:
     return found[0]
 
 
-def _check_layout(archive: zipfile.ZipFile, splits: tuple[str, ...], path: Path) -> _Layout:
+def _check_layout(
+    archive: zipfile.ZipFile, splits: tuple[str, ...], task: str, path: Path
+) -> _Layout:
     """Returns the file's layout; UserError unless fitting arrays are declared."""
     layout = _find_layout(archive, path)
     sources = splits_to_read(splits, layout.splits)
@@ -185,12 +223,13 @@ def _check_layout(archive: zipfile.ZipFile, splits: tuple[str, ...], path: Path)
             f"{path} declares {declared / 2**30:.1f} GiB of arrays, "
             f"more than the limit of {limit / 2**30:.1f} GiB"
         )
-    first = layout.images_of(sources[0])
+    first, first_labels = layout.images_of(sources[0]), layout.labels_of(sources[0])
     shape, dtype = headers[first]
+    task = task_of_labels(first_labels, headers[first_labels][0], task, path)
     for name in sources:
         images, labels = layout.images_of(name), layout.labels_of(name)
         _check_images(images, *headers[images], path)
-        _check_label_array(labels, *headers[labels], path)
+        _check_labels(labels, *headers[labels], task, shape, path)
         found, counted = headers[images], headers[labels][0][0]
         if found[0][0] != counted:
             raise UserError(f"{path}: {name} has {found[0][0]} images but {counted} labels")
@@ -202,7 +241,9 @@ def _check_layout(archive: zipfile.ZipFile, splits: tuple[str, ...], path: Path)
         if found[1] != dtype:
             raise UserError(f"{path}: {images} must be {dtype}, as {first} is, not {found[1]}")
     height, width = shape[1:3]
-    return dataclasses.replace(layout, height=height, width=width, floats=dtype.kind == "f")
+    return dataclasses.replace(
+        layout, task=task, height=height, width=width, floats=dtype.kind == "f"
+    )
 
 
 def _read_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -219,15 +260,21 @@ def _check_images(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path)
     _check_filled(key, shape, path)
 
 
-def _check_label_array(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
-    if dtype.kind not in "iu":
-        raise UserError(f"{path}: {key} must be integers, not {dtype}")
-    if len(shape) == 2 and shape[1] > 1:
+def _check_labels(
+    key: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    task: str,
+    images: tuple[int, ...],
+    path: Path,
+) -> None:
+    task_of_labels(key, shape, task, path)
+    check_label_type(key, dtype, task, path)
+    if task == "segment" and shape[1:] != images[1:3]:
         raise UserError(
-            f"{path}: {key} has {shape[1]} columns: multi-label sets are not supported yet"
+            f"{path}: {key} are masks of {shape[1]} x {shape[2]} and their images "
+            f"{images[1]} x {images[2]}: save both in one size"
         )
-    if len(shape) not in (1, 2):
-        raise UserError(f"{path}: {key} has shape {shape}, not [n] or [n, 1]")
     _check_filled(key, shape, path)
 
 
@@ -262,43 +309,3 @@ def _read_images(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
 def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     with archive.open(f"{key}.npy") as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
-
-
-def _check_labels(
-    labels: dict[str, np.ndarray],
-    layout: _Layout,
-    classes: tuple[str, ...] | None,
-    complete: bool,
-    path: Path,
-) -> tuple[str, ...]:
-    """Returns the class names, after checking that every label is one and train has them all."""
-    values = {split: np.unique(array) for split, array in labels.items()}
-    for split, found in values.items():
-        if found[0] < 0:
-            raise UserError(
-                f"{path}: {layout.labels_of(split)} has a negative label ({found[0]}): count from 0"
-            )
-    highest = max(int(found[-1]) for found in values.values())
-    if classes and highest >= len(classes):
-        whose = "of the set that the file's name stands for (rename the file if it is another set)"
-        if not complete:
-            whose = f"that the model knows ({', '.join(classes)})"
-        raise UserError(
-            f"{path}: label {highest} is out of range for the {len(classes)} classes {whose}"
-        )
-    count = len(classes) if classes else highest + 1
-    if count < 2:
-        raise UserError(f"{path}: all labels are 0; a classifier needs two classes or more")
-    if complete and "train" in values:
-        _check_complete(values["train"].tolist(), count, layout.labels_of("train"), path)
-    return classes or tuple(str(k) for k in range(count))
-
-
-def _check_complete(train: list[int], count: int, key: str, path: Path) -> None:
-    """Raises UserError unless the sorted labels `train`, of the array `key`, are 0..count-1."""
-    if len(train) < count:
-        gap = next((k for k, label in enumerate(train) if k != label), len(train))
-        raise UserError(
-            f"{path}: {key} has {len(train)} of the {count} classes 0..{count - 1}: "
-            f"no image of class {gap}"
-        )

@@ -10,6 +10,8 @@ import numpy as np
 from medtl_jax.data.carve import carve
 from medtl_jax.data.catalog import SPLITS, Dataset, Split
 from medtl_jax.data.images import one_line
+from medtl_jax.data.strata import CLASS_TASKS, fewest, pool_rare, strata, way
+from medtl_jax.data.streams import select
 from medtl_jax.errors import UserError
 
 
@@ -94,20 +96,24 @@ def divide(
     splits: Collection[str],
     has_val: bool,
     source: str,
+    task: str = "classify",
 ) -> Division:
     """Returns which training images become `train` and which `val`, by `plan`.
 
     Args:
-      labels, ids, patients: class, unique name and patient (None where they are not known) of
-        each training image of the set.
+      labels, ids, patients: class (or, of another task, stratum: see `strata.strata`), unique
+        name and patient (None where they are not known) of each training image of the set.
       plan: what to draw and to carve.
       splits: the splits that are asked for; `val` is carved if it is one of them.
       has_val: whether the set has a validation split of its own, which is never touched.
       source: the set, for messages.
+      task: one of `catalog.TASKS`.
 
     Raises:
-      UserError: a class has too few images to draw or to carve from; `val_fraction` is none.
+      UserError: a class has too few images to draw or to carve from; images are to be drawn of
+        each class and the task has none; `val_fraction` is none.
     """
+    _check_per_class(plan, task, source)
     carving = "val" in splits and not has_val
     rows, val, notes = np.arange(len(labels)), np.empty(0, np.int64), ()
     if plan.per_class and (plan.training or carving):
@@ -125,20 +131,35 @@ def divide(
         notes = ("train is whole: data.per_class is for training alone",)
     if carving:
         groups = None if patients is None else [patients[row] for row in rows]
-        val = rows[_carve_val([labels[row] for row in rows], groups, plan, source)]
-        how = "stratified by class" + (", whole patients" if groups else "")
+        val = rows[_carve_val([labels[row] for row in rows], groups, plan, task, source)]
+        how = way(task) + (", whole patients" if groups else "")
         notes += (f"val: {len(val)} of the {len(rows)} train images, {how}",)
     return Division(np.setdiff1d(rows, val), val, notes)
 
 
+def _check_per_class(plan: TrainPlan, task: str, source: str) -> None:
+    if plan.per_class and task not in CLASS_TASKS:
+        raise UserError(
+            f"{source}: data.per_class={plan.per_class} draws images of each class, and the task "
+            f"{task} has no class of an image: set it to 0"
+        )
+
+
 def _carve_val(
-    labels: Sequence[str], patients: Sequence[str] | None, plan: TrainPlan, source: str
+    labels: Sequence[str],
+    patients: Sequence[str] | None,
+    plan: TrainPlan,
+    task: str,
+    source: str,
 ) -> np.ndarray:
     fraction = plan.val_fraction
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise UserError(f"data.val_fraction must lie between 0 and 1, not {fraction!r}")
     try:
-        return carve(labels, patients, float(fraction), plan.seed)
+        if task in CLASS_TASKS:
+            return carve(labels, patients, float(fraction), plan.seed)
+        pooled = pool_rare(labels, fewest(fraction))
+        return carve(pooled, patients, float(fraction), plan.seed, every_class=False)
     except ValueError as error:
         more = "raise data.per_class" if plan.per_class else "add images"
         raise UserError(
@@ -157,7 +178,8 @@ def reduce_train(dataset: Dataset, plan: TrainPlan) -> Dataset:
     if train is None or not plan.per_class:
         return dataset
     spec = dataset.spec
-    names = [spec.classes[label] for label in train.labels]
+    _check_per_class(plan, spec.task, spec.name)
+    names = strata(spec.task, train.target, spec.classes, len(train))
     patients = None if train.patients is None else train.patients.tolist()
     division = divide(
         names,
@@ -167,6 +189,7 @@ def reduce_train(dataset: Dataset, plan: TrainPlan) -> Dataset:
         splits=dataset.splits,
         has_val=True,
         source=spec.name,
+        task=spec.task,
     )
     spec = dataclasses.replace(spec, notes=spec.notes + division.notes)
     reduced = _select(train, division.train)
@@ -177,11 +200,11 @@ def _select(split: Split, rows: np.ndarray) -> Split:
     if len(rows) == len(split):
         return split
     return Split(
-        images=split.images[rows],
-        labels=split.labels[rows],
+        images=select(split.images, rows),
+        target=select(split.target, rows),
         ids=split.ids[rows],
         patients=None if split.patients is None else split.patients[rows],
-        extra={key: values[rows] for key, values in split.extra.items()},
+        extra={key: select(values, rows) for key, values in split.extra.items()},
     )
 
 

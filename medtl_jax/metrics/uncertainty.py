@@ -1,12 +1,7 @@
-"""Bootstrap intervals for the classification metrics.
+"""The uncertainty of every metric: bootstrap intervals, and DeLong's for the AUC.
 
-Percentile bootstrap (Efron & Tibshirani 1993, ch. 13): draw as many images as there are,
-with replacement, score the draw, repeat; the interval is the middle 95 % of the scores.
-Images of one patient are alike, so where patients are known whole patients are drawn
-(cluster bootstrap; Field & Welsh 2007): drawing images would make the interval too narrow.
-
-A draw is held as a count per image, so every metric is a weighted sum and all draws are
-scored together instead of one after another.
+A draw is held as a count per image, so every metric is a function of weighted sums and all draws
+are scored together instead of one after another. `intervals` says which interval is made of them.
 """
 
 import math
@@ -14,153 +9,195 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from medtl_jax.metrics.scores import (
-    auc_columns,
-    check_predictions,
-    classification_scores,
+from medtl_jax.data.catalog import Array
+from medtl_jax.metrics import delong
+from medtl_jax.metrics.delong import NO_INTERVAL
+from medtl_jax.metrics.entries import Score, macro
+from medtl_jax.metrics.intervals import (
+    Draws,
+    bootstrap_counts,
+    counts_without,
+    interval_of,
+    share_of,
 )
-
-# Counts held at a time (image x resample): 16 MiB as float64, whatever the split's size.
-CHUNK = 2**21
-# An interval over the remaining resamples is biased once many are left out.
-MOST_UNDEFINED = 0.05
+from medtl_jax.metrics.scores import (
+    Cases,
+    prepare,
+    proportions,
+    scored_classes,
+    scores_of,
+    task_module,
+)
 
 
 def score_with_intervals(
-    target: np.ndarray,
-    score: np.ndarray,
+    task: str,
+    target: Array,
+    score: Array,
     classes: Sequence[str],
     patients: np.ndarray | None = None,
     *,
+    mask: np.ndarray | None = None,
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    surfaces: bool = True,
+    tolerance: float = 2.0,
 ) -> dict[str, dict]:
-    """Returns `{metric: {"value", "ci95", "n"}}`, ready for JSON, for all metrics.
+    """Returns `{metric: {"value", "ci95", "n"}}`, ready for JSON, for all metrics of the task.
 
-    The metrics are those of `scores.classification_scores`. `value` and `ci95`
-    (`[low, high]`; `ci90` for `level=0.9`) are None where undefined, and `reason` then
-    says why. `n` counts images; with `patients` there is also `n_patients`. A resample
-    in which a metric is undefined is left out of that metric's interval; where this
-    happens to more than 5 % of them there is no interval. A split without a single error
-    gets the interval `[1, 1]`: no draw can differ, which does not mean certainty.
+    The metrics are those of `scores.task_scores`. `value` and `ci95` (`[low, high]`; `ci90` for
+    `level=0.9`) are None where undefined, and `reason` then says why; beside a value it names the
+    classes that a mean leaves out. `n` counts images; with `patients` there is also `n_patients`.
+    AUCs and their means have DeLong's interval as well (`delong95`), None where there is none.
+
+    A resample in which a metric is undefined is left out of that metric's interval; where this
+    happens to more than 5 % of them there is no interval. Nor is there one where no resample
+    differs, unless the metric is a proportion of images, see `intervals`.
 
     Args:
-      target: int `[n]`, indices into `classes`.
-      score: float `[n, k]`, probabilities.
+      task: one of `catalog.TASKS`.
+      target: as in `catalog.Split`.
+      score: probabilities or numbers, see `scores.task_scores`.
       classes: k class names.
       patients: patient of each image `[n]`; whole patients are then drawn.
+      mask: bool `[n]`, True where an image counts, False for padding; None counts all.
       resamples: number of draws.
       level: coverage of the interval, between 0 and 1.
       seed: of the draws; the same seed gives the same numbers.
+      surfaces: segment: whether HD95 and NSD are computed, which takes longest.
+      tolerance: segment: of the normalised surface distance, in pixels.
 
     Raises:
-      ValueError: unusable arguments, see also `scores.check_predictions`.
+      ValueError: unusable arguments, see also `scores.task_scores`.
     """
-    target, score = check_predictions(target, score, classes)
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"want resamples >= 1 and 0 < level < 1, got {resamples}, {level}")
-    if patients is not None and np.shape(patients) != target.shape:
+    if patients is not None and np.shape(patients) != (len(target),):
         raise ValueError(f"want a patient for each of {len(target)} images, got {len(patients)}")
-    unit = np.arange(len(target)) if patients is None else _groups(patients)
-    parts = [
-        weighted_scores(target, score, counts[unit])
-        for counts in bootstrap_counts(int(unit.max()) + 1, len(target), resamples, seed)
-    ]
-    draws = {metric: np.concatenate([part[metric] for part in parts], 1) for metric in parts[0]}
-    row = {name: i for i, name in enumerate(classes)}
-    result = {}
-    for name, point in classification_scores(target, score, classes).items():
-        metric, _, label = name.partition("/")
-        drawn = draws[metric][row[label]] if label else draws[metric].mean(axis=0)
-        interval, reason = _interval(drawn, level)
-        if math.isnan(point.value):
-            interval, reason = None, point.reason
-        elif unit.max() == 0:
-            interval, reason = None, f"one {'patient' if patients is not None else 'image'} only"
-        entry = {
-            "value": None if math.isnan(point.value) else point.value,
-            f"ci{100 * level:g}": interval,
-            "n": point.n,
-        }
-        if patients is not None:
-            entry["n_patients"] = int(unit.max()) + 1
-        result[name] = entry | ({"reason": reason} if reason else {})
+    cases = prepare(task, target, score, classes, mask=mask, surfaces=surfaces, tolerance=tolerance)
+    if patients is not None and mask is not None:
+        patients = np.asarray(patients)[mask]
+    draws = _draw(task, cases, patients, resamples, seed)
+    result = {
+        name: _entry(name, point, draws, level, patients is not None)
+        for name, point in scores_of(task, cases).items()
+    }
+    for name, interval in _delong(task, cases, patients, level).items():
+        result[name][f"delong{100 * level:g}"] = interval
+        if interval is None and result[name]["value"] is not None:
+            reasons = (result[name].get("reason"), NO_INTERVAL)
+            result[name]["reason"] = "; ".join(filter(None, reasons))
     return result
 
 
-def bootstrap_counts(units: int, images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields how often each unit is drawn, int64 `[units, r]`, until `resamples` are drawn.
-
-    Every column sums to `units`. `images` (at least `units`) bounds r, so that a chunk of
-    counts spread over the images stays within `CHUNK` numbers.
-    """
-    rng = np.random.default_rng(seed)
-    width = max(1, CHUNK // images)
-    for start in range(0, resamples, width):
-        r = min(width, resamples - start)
-        drawn = rng.integers(0, units, size=(r, units)) * r + np.arange(r)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=units * r).reshape(units, r)
-
-
-def weighted_scores(
-    target: np.ndarray, score: np.ndarray, counts: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns every metric of r weighted samples at once, NaN where undefined.
-
-    `accuracy` is float64 `[1, r]`, the others are per class, `[k, r]`. The numbers are those
-    of `scores.classification_scores` on the images repeated `counts` times.
-
-    Args:
-      target: int `[n]`, class indices.
-      score: float `[n, k]`, probabilities.
-      counts: non-negative `[n, r]`, how often each image occurs in each sample.
-    """
-    counts = counts.astype(np.float64)
-    k = score.shape[1]
-    truth, called = np.eye(k)[target], np.eye(k)[score.argmax(axis=1)]
-    present, predicted, hit = (np.dot(a.T, counts) for a in (truth, called, truth * called))
-    total = counts.sum(axis=0)
-    negatives = total - present
+def _entry(name: str, point: Score, draws: Draws, level: float, by_patient: bool) -> dict:
+    """One metric as in `metrics.json`."""
+    interval, reason = None, ""
+    if not math.isnan(point.value):
+        interval, reason = interval_of(draws, name, point.value, level, by_patient)
+    reason = "; ".join(filter(None, (point.reason, reason)))
     return {
-        "accuracy": _ratio(hit.sum(axis=0, keepdims=True), total[None]),
-        "precision": _ratio(hit, predicted),
-        "recall": _ratio(hit, present),
-        "specificity": _ratio(negatives - (predicted - hit), negatives),
-        "f1": _ratio(2 * hit, present + predicted),
-        "auc": _weighted_auc(target, score, counts),
+        "value": None if math.isnan(point.value) else point.value,
+        f"ci{100 * level:g}": interval,
+        "n": point.n,
+        **({"n_patients": draws.units} if by_patient else {}),
+        **({"reason": reason} if reason else {}),
     }
 
 
-def _weighted_auc(target: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """One-vs-rest AUC `[k, r]` as the Mann-Whitney statistic; a tie counts one half."""
-    rows = []
-    for label, column in auc_columns(score.shape[1]):
-        positive, values = target == label, score[:, column]
-        order = np.flatnonzero(~positive)[np.argsort(values[~positive], kind="stable")]
-        # below[i]: weight of the negatives with the i smallest scores.
-        below = np.zeros((len(order) + 1, counts.shape[1]))
-        np.cumsum(counts[order], axis=0, out=below[1:])
-        beaten = below[np.searchsorted(values[order], values[positive], "left")]
-        beaten += below[np.searchsorted(values[order], values[positive], "right")]
-        weight = counts[positive]
-        wins = np.einsum("ir,ir->r", weight, beaten) / 2
-        rows.append(_ratio(wins, weight.sum(axis=0) * below[-1]))
-    return np.broadcast_to(np.stack(rows), (score.shape[1], counts.shape[1]))
+def weighted_scores(task: str, cases: Cases, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns each metric of r weighted samples at once, `[k, r]` or `[1, r]`, NaN where undefined.
+
+    The numbers are those of `scores.task_scores` on the images repeated `counts` times. Rows are
+    those of `scores.scored_classes`; metrics without classes have one.
+
+    Args:
+      task: one of `catalog.TASKS`.
+      cases: n images, see `scores.prepare`.
+      counts: non-negative `[n, r]`, how often each image occurs in each sample.
+    """
+    return task_module(task).weighted(cases, np.asarray(counts, np.float64))
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(part.shape, math.nan), where=whole > 0)
+def overall_scores(task: str, cases: Cases, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the metrics over all classes of r weighted samples, `[r]` each.
+
+    The classes are those that the whole split defines; in a sample that lacks one the mean over
+    them is undefined. The arguments are those of `weighted_scores`.
+    """
+    counts = np.asarray(counts, np.float64)
+    return _overall(task, cases, counts, weighted_scores(task, cases, counts))
 
 
-def _groups(patients: np.ndarray) -> np.ndarray:
-    return np.unique(np.asarray(patients), return_inverse=True)[1]
+def _overall(task: str, cases: Cases, counts: np.ndarray, drawn: dict) -> dict[str, np.ndarray]:
+    module = task_module(task)
+    never = module.left_out(cases, np.ones((len(cases), 1)))
+    lacking = module.left_out(cases, counts)
+    found = {}
+    for metric, values in drawn.items():
+        if metric in never:
+            values = np.where(lacking[metric] & ~never[metric], math.nan, values)
+        found[metric] = macro(values, never.get(metric, False))
+    return found
 
 
-def _interval(drawn: np.ndarray, level: float) -> tuple[list[float] | None, str]:
-    defined = drawn[~np.isnan(drawn)]
-    missing = len(drawn) - len(defined)
-    if missing > MOST_UNDEFINED * len(drawn):
-        return None, f"undefined in {missing} of {len(drawn)} resamples: too few images"
-    tail = (1 - level) / 2
-    return np.quantile(defined, [tail, 1 - tail]).tolist(), ""
+def _draw(task: str, cases: Cases, patients: np.ndarray | None, resamples: int, seed: int) -> Draws:
+    if patients is None:
+        unit = np.arange(len(cases))
+    else:
+        unit = np.unique(np.asarray(patients), return_inverse=True)[1]
+    units = int(unit.max()) + 1
+    bootstrap = bootstrap_counts(units, len(cases), resamples, seed)
+    without = counts_without(units, len(cases), seed)
+    return Draws(
+        *(
+            _named(task, cases, (counts[unit] for counts in chunks))
+            for chunks in (bootstrap, without)
+        ),
+        units,
+        {name: share_of(*pair, unit) for name, pair in proportions(task, cases).items()},
+    )
+
+
+def _named(task: str, cases: Cases, chunks: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
+    """All values, `[r]` under the names of `scores.task_scores`; counts over the images."""
+    classes = scored_classes(task, cases.classes)
+    found: dict[str, list[np.ndarray]] = {}
+    for whole in chunks:
+        counts = whole.astype(np.float64)
+        drawn = weighted_scores(task, cases, counts)
+        for metric, values in _overall(task, cases, counts, drawn).items():
+            found.setdefault(metric, []).append(values)
+            if len(drawn[metric]) == len(classes):
+                for name, row in zip(classes, drawn[metric], strict=True):
+                    found.setdefault(f"{metric}/{name}", []).append(row)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _delong(
+    task: str, cases: Cases, patients: np.ndarray | None, level: float
+) -> dict[str, list[float] | None]:
+    """DeLong's interval of each AUC and of their mean, by name."""
+    if task in ("segment", "regress"):
+        return {}
+    if task == "multilabel":
+        present, score = cases.target, cases.score
+    else:
+        present, score = np.eye(len(cases.classes), dtype=np.int64)[cases.target], cases.score
+        if len(cases.classes) == 2:
+            # Both classes share the AUC of class 1.
+            present, score = present[:, [1, 1]], score[:, [1, 1]]
+    both = (present == 1).any(axis=0) & (present == 0).any(axis=0)
+    if task == "multilabel":
+        averaged = {"auc": both, "auc_frequent": task_module(task).frequent(cases)}
+    else:
+        averaged = {"auc": np.full(len(both), both.all())}
+    single = np.eye(len(both), dtype=bool)
+    columns = averaged | {f"auc/{name}": single[i] for i, name in enumerate(cases.classes)}
+    return {
+        name: delong.auc_interval(present[:, kept], score[:, kept], level, patients)
+        if kept.any()
+        else None
+        for name, kept in columns.items()
+    }

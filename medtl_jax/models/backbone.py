@@ -1,14 +1,17 @@
-"""The common shape of all networks: named stages, auxiliary heads, pooled features, a head."""
+"""The common shape of all networks: named stages, auxiliary heads, features, a head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from medtl_jax.models.layers import LayerSettings
+from medtl_jax.models.unet import DECODER, Decoder, PixelHead
 
 HEAD = "head"
+# The layers between the last stage's map and the head, where a network has some.
+FEATURES = "features"
 # The part of an auxiliary head whose width is the number of classes.
 HEAD_OF_AUXILIARY = "classifier"
 
@@ -20,6 +23,10 @@ class Backbone(nn.Module):
     vector that the head reads. With `auxiliary`, in training, it also holds the logits of the
     auxiliary heads under their names. A family is a subclass that defines `trunk`.
 
+    With a `decoder` it is a U-Net: the logits are `[b, h, w, classes]`, those of every pixel. The
+    layers between the last stage and the classifier are left out and `features` is the mean of the
+    last stage's map.
+
     Attributes:
       num_classes: width of the head.
       in_chans: channels of the image.
@@ -28,6 +35,8 @@ class Backbone(nn.Module):
       drop_path: block i of n drops its residual with the rate `drop_path * i / n`, in the
         families that have residuals; a frozen stage drops none.
       auxiliary: has the auxiliary heads of the original.
+      decoder: widths of a `unet.Decoder`, which see; none for a network with a classifier. Its
+        `dropout` is that of the deepest map's channels.
       momentum, eps, dtype: see `LayerSettings`.
     """
 
@@ -37,6 +46,7 @@ class Backbone(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     auxiliary: bool = False
+    decoder: tuple[int, ...] = ()
     momentum: float = 0.9
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
@@ -69,22 +79,51 @@ class Backbone(nn.Module):
         train: bool = False,
         frozen: tuple[str, ...] = (),
         domain: int = 0,
+        taps: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`(logits, out)`, see the class.
+
+        Args:
+          image: normalised.
+          train: dropout acts and the batch norms use the batch's statistics, which then move.
+          frozen: parts of the network for which `train` does not hold.
+          domain: whose statistics the batch norms use.
+          taps: stage -> what is added to its map, of the same shape. The derivative with respect
+            to a tap of zeros is that with respect to the map.
+        """
         if domain != 0:
             raise ValueError(f"domain {domain}: this model keeps the statistics of domain 0 alone")
         if image.shape[-1] != self.in_chans:
             raise ValueError(f"an image of {image.shape[-1]} channels, in_chans={self.in_chans}")
         heads = self.auxiliary_heads() if self.auxiliary else {}
-        out, x = {}, image.astype(self.dtype)
+        x = image = image.astype(self.dtype)
+        out = {}
         for name, stage in self.trunk():
+            if self.decoder and name == FEATURES:
+                break
             x = stage(x, update=train and name not in frozen)
+            if taps and name in taps:
+                x = x + taps[name].astype(x.dtype)
             out[name] = x
             if name in heads and (train or self.is_initializing()):
                 auxiliary, head = heads[name]
                 out[auxiliary] = head(x, update=train and auxiliary not in frozen)
+        if taps and not taps.keys() <= out.keys():
+            raise ValueError(f"taps {', '.join(taps)}: the stages are {', '.join(out)}")
+        if self.decoder:
+            logits = self._decode(image, out, train and DECODER not in frozen)
         x = x.mean((1, 2), dtype=jnp.float32) if x.ndim == 4 else x.astype(jnp.float32)
-        out["features"] = x
+        out[FEATURES] = x
+        return (logits if self.decoder else self._classify(x, train)), out
+
+    def _classify(self, x: jax.Array, train: bool) -> jax.Array:
+        """Logits `[b, classes]` of the pooled features `[b, d]`."""
         if self.drops_features:
             x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name=HEAD)
-        return head(x), out
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name=HEAD)(x)
+
+    def _decode(self, image: jax.Array, out: Mapping[str, jax.Array], update: bool) -> jax.Array:
+        """Logits `[b, h, w, classes]` of the image's pixels, from the maps of the stages."""
+        decoder = Decoder(self.decoder, self.dropout, self.settings, name=DECODER)
+        x = decoder(image, list(out.values()), update=update)
+        return PixelHead(self.num_classes, name=HEAD)(x)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from medtl_jax.errors import UserError
 from medtl_jax.models import classic, densenet, inception, inputs, mobile, resnet
-from medtl_jax.models.backbone import HEAD
+from medtl_jax.models.backbone import FEATURES, HEAD
 from medtl_jax.models.inputs import InputSpec
+from medtl_jax.models.unet import DECODER, check_widths
 
 Variables = dict[str, dict]
 
@@ -34,6 +35,7 @@ class ModelSpec:
       optional: parts besides the auxiliary heads that a file of weights may hold and the model
         does not have.
       smallest_auxiliary: `smallest_input` with them.
+      decoder: name of the U-Net decoder's parameters, "" for a network without one.
     """
 
     name: str
@@ -47,11 +49,33 @@ class ModelSpec:
     auxiliary: tuple[str, ...] = ()
     smallest_auxiliary: int = 0
     optional: tuple[str, ...] = ()
+    decoder: str = ""
+
+    @property
+    def new_parts(self) -> tuple[str, ...]:
+        """The parts that belong to the task and not to the backbone: the decoder and the head."""
+        return (self.decoder, self.head) if self.decoder else (self.head,)
+
+
+def with_decoder(spec: ModelSpec) -> ModelSpec:
+    """The specification of a backbone with a U-Net decoder instead of a classifier.
+
+    It has neither the layers between the last stage and the classifier nor auxiliary heads, but
+    weights made with them load all the same.
+    """
+    return dataclasses.replace(
+        spec,
+        stages=tuple(stage for stage in spec.stages if stage != FEATURES),
+        auxiliary=(),
+        smallest_auxiliary=0,
+        optional=(*spec.optional, *spec.auxiliary),
+        decoder=DECODER,
+    )
 
 
 def _stages(count: int, features: bool) -> tuple[str, ...]:
     names = ("stem", *(f"stage{i}" for i in range(1, count + 1)))
-    return (*names, "features") if features else names
+    return (*names, FEATURES) if features else names
 
 
 def _vgg(name: str, depths: tuple[int, ...], norm: bool, hidden: bool = True) -> ModelSpec:
@@ -61,7 +85,7 @@ def _vgg(name: str, depths: tuple[int, ...], norm: bool, hidden: bool = True) ->
         build,
         _stages(4, hidden),
         first_conv="stem/conv1/conv",
-        optional=() if hidden else ("features",),
+        optional=() if hidden else (FEATURES,),
     )
 
 
@@ -181,14 +205,22 @@ def create_model(
     """The Linen module with a head of `num_classes`, and its specification.
 
     `in_chans` is the number of channels of its image. `overrides` are fields of the module, see
-    `Backbone`: `dropout`, `drop_path`, `auxiliary`, `dtype`, `offset`, and `momentum` of the
-    running statistics, which is the weights' own where it is not given.
+    `Backbone`: `dropout`, `drop_path`, `auxiliary`, `decoder`, `dtype`, `offset`, and `momentum`
+    of the running statistics, which is the weights' own where it is not given. With a `decoder`
+    the specification is that of `with_decoder`.
 
     Raises:
-      UserError: no such model, `auxiliary` for one without auxiliary heads, or `drop_path` for
-        one without residuals.
+      UserError: no such model, `auxiliary` for one without auxiliary heads, `drop_path` for one
+        without residuals, or a `decoder` of impossible widths or with `auxiliary`.
     """
     spec = model_spec(name)
+    if overrides.get("decoder"):
+        check_widths(overrides["decoder"])
+        spec = with_decoder(spec)
+        if overrides.get("auxiliary"):
+            raise UserError(
+                "model.auxiliary: auxiliary heads classify whole images; set it to 0 for masks"
+            )
     if overrides.get("auxiliary") and not spec.auxiliary:
         raise UserError(f"model.auxiliary: {name} has no auxiliary heads; set it to 0")
     fields = {"momentum": spec.norm_momentum, "in_chans": in_chans, **overrides}

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtl_jax.data.catalog import Dataset
+from medtl_jax.data.catalog import Array, Dataset
 from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
-from medtl_jax.metrics.uncertainty import score_with_intervals
-from medtl_jax.training.inference import Predict, probabilities
+from medtl_jax.objectives.task import Task
+from medtl_jax.training.inference import Predict, is_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,53 +20,73 @@ class Predictions:
 
     Attributes:
       ids: str `[n]`.
-      target: int32 `[n]`.
-      score: float32 `[n, classes]`, probabilities.
+      target: as in `data.catalog.Split`.
+      score: `classify`, `ordinal`, `multilabel`: probabilities, float32 `[n, k]`; `segment`:
+        probabilities, float16 `[n, h, w, k]`; `regress`: float32 `[n, k]` in the targets' units.
       images: uint8 `[n, h, w, c]`, for the report's examples.
       patients: str `[n]` or None.
+      mask2: uint8 `[n, h, w]`, the masks of a second observer, or None.
     """
 
     ids: np.ndarray
     target: np.ndarray
     score: np.ndarray
-    images: np.ndarray
+    images: Array
     patients: np.ndarray | None = None
+    mask2: np.ndarray | None = None
 
 
-def predict_scores(predict: Predict, variables, images: np.ndarray) -> np.ndarray:
-    """float32 probabilities `[n, classes]`. UserError if the network gives no finite numbers."""
-    logits = predict(variables, images)
-    if not np.isfinite(logits).all():
+def predict_scores(predict: Predict, variables, images: Array, task: Task) -> np.ndarray:
+    """The scores of the images, as `Predictions` has them.
+
+    Raises:
+      UserError: the network gives no finite numbers.
+    """
+    return predict(variables, images, lambda logits: _checked_score(task, logits))
+
+
+def predict_masks(predict: Predict, variables, images: Array, task: Task) -> np.ndarray:
+    """The most probable class of each pixel, uint8 `[n, h, w]`, for a `segment` task.
+
+    The scores of one batch at a time are held. Raises UserError as `predict_scores`.
+    """
+    return predict(
+        variables,
+        images,
+        lambda logits: _checked_score(task, logits).argmax(axis=-1).astype(np.uint8),
+    )
+
+
+def _checked_score(task: Task, logits: np.ndarray) -> np.ndarray:
+    if not is_finite(logits):
         raise UserError("the network's outputs are not finite; was the training stable?")
-    return probabilities(logits).astype(np.float32)
+    return task.score(logits)
 
 
 def predict_splits(
-    predict: Predict, variables, dataset: Dataset, names: Sequence[str]
+    predict: Predict, variables, dataset: Dataset, task: Task, names: Sequence[str]
 ) -> dict[str, Predictions]:
     """`{split: Predictions}` for the named splits, each example exactly once."""
     found = {}
     for name in names:
         split = dataset.splits[name]
-        score = predict_scores(predict, variables, split.images)
-        found[name] = Predictions(split.ids, split.labels, score, split.images, split.patients)
+        mask2 = split.extra.get("mask2")
+        found[name] = Predictions(
+            ids=split.ids,
+            target=np.asarray(split.target[:]),
+            score=predict_scores(predict, variables, split.images, task),
+            images=split.images,
+            patients=split.patients,
+            mask2=None if mask2 is None else np.asarray(mask2[:]),
+        )
     return found
 
 
-def score_splits(
-    predictions: dict[str, Predictions], classes: Sequence[str], *, resamples: int, seed: int
-) -> dict[str, dict]:
-    """`{split: {metric: {"value", "ci95", "n"}}}`, the content of `metrics.json`."""
-    return {
-        name: score_with_intervals(
-            found.target, found.score, classes, found.patients, resamples=resamples, seed=seed
-        )
-        for name, found in predictions.items()
-    }
-
-
 def write_predictions(path: pathlib.Path, predictions: dict[str, Predictions]) -> None:
-    """Writes `<split>_id`, `<split>_target`, `<split>_score` to an .npz, whole or not at all."""
+    """Writes `<split>_id`, `_target`, `_score` and, where known, `_patient` to an .npz.
+
+    The file is written whole or not at all.
+    """
     arrays = {}
     for name, found in predictions.items():
         arrays |= {
@@ -74,6 +94,8 @@ def write_predictions(path: pathlib.Path, predictions: dict[str, Predictions]) -
             f"{name}_target": found.target,
             f"{name}_score": found.score,
         }
+        if found.patients is not None:
+            arrays[f"{name}_patient"] = found.patients
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_file(path, buffer.getvalue())

@@ -110,10 +110,14 @@ class Checkpoints:
             ),
         )
 
+    def last_epoch(self) -> int | None:
+        """The epoch of the last checkpoint, None for a run that has none yet."""
+        self._last.wait_until_finished()
+        return self._last.latest_step()
+
     def history(self) -> list[dict]:
         """The epoch records of the last checkpoint. UserError if there is none."""
-        self._last.wait_until_finished()
-        epoch = self._last.latest_step()
+        epoch = self.last_epoch()
         if epoch is None:
             raise UserError(f"{self._last.directory} has no checkpoint: train that run first")
         return self._history(epoch)
@@ -125,8 +129,7 @@ class Checkpoints:
 
     def restore_last(self, template: Tree) -> tuple[Tree, list[dict]] | None:
         """`(state, history)` of the last epoch, or None for a run that has none yet."""
-        self._last.wait_until_finished()
-        epoch = self._last.latest_step()
+        epoch = self.last_epoch()
         if epoch is None:
             return None
         return _restore_tree(self._last, epoch, template), self._history(epoch)

@@ -1,49 +1,77 @@
-"""Logits of a whole split, each example exactly once."""
+"""Outputs of the network for a whole split, each example exactly once."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import jax
 import numpy as np
-from scipy.special import log_softmax
 
 from medtl_jax.data.loader import evaluation_batches
+from medtl_jax.data.streams import Streamed, stream_batches
 from medtl_jax.models.registry import ModelSpec
 from medtl_jax.training.devices import DataMesh
 from medtl_jax.training.step import eval_step
 
-Predict = Callable[[dict, jax.Array], np.ndarray]
+# `fn(variables, images, then)`, see `make_predict`.
+Predict = Callable[..., np.ndarray]
+Reduce = Callable[[np.ndarray], np.ndarray]
 
 
 def make_predict(model: nn.Module, spec: ModelSpec, mesh: DataMesh, batch_size: int) -> Predict:
-    """`fn(variables, images uint8 [n, h, w, c]) -> float32 logits [n, classes]`.
+    """`fn(variables, images uint8 [n, h, w, c]) -> logits [n, ...]`, as `step.eval_step` has them.
 
     The last batch is padded and its padding thrown away, so one compiled program serves every
-    split. Images may be a NumPy array or lie on the device.
+    split. Images may be a NumPy array, lie on the device, or be streamed. A third argument
+    `then` is called with the logits of each batch; what it makes of them, `[b, ...]`, is returned
+    in their place, so that the logits of all pixels of a split are never held together.
     """
+    step = functools.partial(eval_step, model=model, spec=spec)
+    streamed_step = jax.jit(step, out_shardings=mesh.replicated)
+    resident_step = jax.jit(
+        lambda variables, images, rows: step(variables, images[rows]), out_shardings=mesh.replicated
+    )
 
-    def step(variables, images, indices):
-        return eval_step(variables, images[indices], model=model, spec=spec)
-
-    step = jax.jit(step, out_shardings=mesh.replicated)
-
-    def predict(variables, images):
-        images = jax.device_put(images, mesh.replicated)
+    def predict(variables, images, then: Reduce = lambda logits: logits):
         batches = evaluation_batches(len(images), batch_size)
-        logits = [
-            step(variables, images, jax.device_put(row, mesh.batched)) for row in batches.indices
-        ]
-        return np.concatenate([np.asarray(part) for part in logits])[batches.mask.ravel()]
+        if isinstance(images, Streamed):
+            parts = (
+                streamed_step(variables, jax.device_put(batch["image"], mesh.batched))
+                for batch in stream_batches({"image": images}, batches.indices)
+            )
+        else:
+            images = jax.device_put(images, mesh.replicated)
+            parts = (
+                resident_step(variables, images, jax.device_put(rows, mesh.batched))
+                for rows in batches.indices
+            )
+        return _joined(map(then, _fetched(parts)), len(images))
 
     return predict
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """float64 softmax `[n, classes]` of logits."""
-    return np.exp(log_softmax(logits.astype(np.float64), axis=-1))
+def is_finite(values: np.ndarray) -> bool:
+    """Whether `values` `[n, ...]` hold no NaN and no infinity, looked at row by row."""
+    return all(np.isfinite(row).all() for row in values)
 
 
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy of labels `[n]` in nats."""
-    losses = -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
-    return float(losses.mean())
+def _joined(parts: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """The first `count` rows of the parts; what follows them is padding."""
+    found, start = None, 0
+    for part in parts:
+        if found is None:
+            found = np.empty((count, *part.shape[1:]), part.dtype)
+        stop = min(start + len(part), count)
+        found[start:stop] = part[: stop - start]
+        start = stop
+    return found
+
+
+def _fetched(parts: Iterable[jax.Array]) -> Iterator[np.ndarray]:
+    """The parts on the host, each fetched while the device works on the one after it."""
+    before = None
+    for part in parts:
+        if before is not None:
+            yield np.asarray(before)
+        before = part
+    yield np.asarray(before)

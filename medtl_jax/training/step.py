@@ -112,17 +112,22 @@ def _moving_average(
 def train_step(
     state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, *, parts: StepParts
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after one update, and sums to log: `loss`, `correct`, `count`, gradient norms.
+    """The state after one update, and sums to log: `loss`, `count`, gradient norms.
 
     Args:
       state: before the update; its buffers may be donated.
-      batch: `image` uint8 `[b, h, w, c]`, `label` int32 `[b]`.
+      batch: `image` uint8 `[b, h, w, c]`, `target` as `data.catalog.Split` has it; masks
+        `[b, h, w]` are augmented with their images.
       key: of the whole run. The step folds its own number in, then a name for each use, so the
         draws depend on the seed and the step alone.
       parts: static.
     """
     key = jax.random.fold_in(key, state.step)
-    image = normalize(parts.augment(named_key(key, "augment"), batch["image"]), parts.spec.input)
+    masks = batch["target"] if batch["target"].ndim == 3 else None
+    image, masks = parts.augment(named_key(key, "augment"), batch["image"], masks)
+    if masks is not None:
+        batch = {**batch, "target": masks}
+    image = normalize(image, parts.spec.input)
     rngs = {"dropout": named_key(key, "dropout")}
 
     def loss(params):
@@ -138,9 +143,9 @@ def train_step(
             value, count = term(out, batch, params, state.anchor)
             total = total + factor * value / jnp.maximum(count, 1e-12)
         # Linen returns no batch_stats for a network without batch norms.
-        return total, (logits, updated.get("batch_stats", state.batch_stats))
+        return total, updated.get("batch_stats", state.batch_stats)
 
-    (value, (logits, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    (value, batch_stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
     params = {
         # A frozen leaf is passed on as it is: adding an update of 0 would turn -0.0 into 0.0.
@@ -151,11 +156,10 @@ def train_step(
     if parts.ema_decay:
         new = {"params": params, "batch_stats": batch_stats}
         ema = _moving_average(ema, new, parts.ema_decay, state.step, parts.table)
-    size = jnp.float32(logits.shape[0])
+    size = jnp.float32(image.shape[0])
     norms = group_norms(gradients, parts.table)
     logged = {
         "loss": value * size,
-        "correct": (logits.argmax(-1) == batch["label"]).sum().astype(jnp.float32),
         "count": size,
         **{f"gradient_norm_{group}": norm * size for group, norm in norms.items()},
     }
@@ -166,9 +170,13 @@ def train_step(
 
 
 def eval_step(variables: Tree, image: jax.Array, *, model: nn.Module, spec: ModelSpec) -> jax.Array:
-    """float32 logits `[b, classes]` of uint8 images `[b, h, w, c]`, in evaluation mode."""
+    """Outputs of uint8 images `[b, h, w, c]` in evaluation mode.
+
+    float32 `[b, outputs]`, or float16 `[b, h, w, classes]`: those of every pixel of a split have
+    to fit in memory.
+    """
     logits, _ = model.apply(variables, normalize(image, spec.input))
-    return logits
+    return logits.astype(jnp.float16) if logits.ndim == 4 else logits
 
 
 def take(data: Mapping[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:

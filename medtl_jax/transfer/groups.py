@@ -58,13 +58,15 @@ def assign_stages(stages: tuple[str, ...], groups: Mapping[str, str]) -> dict[st
     return table
 
 
-def default_groups(stages: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, str]:
-    """Patterns for `assign_stages` that freeze the stem and the first half of the stages.
+def default_groups(
+    stages: tuple[str, ...], heads: tuple[str, ...], freeze: bool = True
+) -> dict[str, str]:
+    """Patterns for `assign_stages`: the backbone's `stages` in `low`, the new `heads` in `high`.
 
-    The other stages are in `low`, the new heads in `high`.
+    With `freeze`, the stem and the first half of the stages are frozen.
     """
     numbered = [stage for stage in stages if stage.startswith("stage")]
-    frozen = {"stem", *numbered[: len(numbered) // 2]}
+    frozen = {"stem", *numbered[: len(numbered) // 2]} if freeze else set()
     return {
         FROZEN: ",".join(stage for stage in stages if stage in frozen),
         LOW: ",".join(stage for stage in stages if stage not in frozen),

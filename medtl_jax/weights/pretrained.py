@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from medtl_jax.errors import UserError
+from medtl_jax.models.backbone import FEATURES
 from medtl_jax.models.inputs import InputSpec
 from medtl_jax.models.registry import ModelSpec
+from medtl_jax.models.unet import DECODER
+from medtl_jax.objectives.task import Task
 from medtl_jax.weights import hub, tables
 from medtl_jax.weights.adapt import adapt_kernel, adapted_input
 from medtl_jax.weights.checks import shown
@@ -37,7 +40,8 @@ class Pretrained:
       file: where they were read from; its tensors are left out.
       scheme: whose names the file uses.
       classes: what its classifier tells apart; None where the file does not say.
-      adapted: what `for_channels` changed, in words.
+      task: what its outputs stand for; None where the file does not say.
+      adapted: what `for_channels` and `rescale_heads` changed, in words.
       input_origin: who says what `input` is, for the report.
     """
 
@@ -47,6 +51,7 @@ class Pretrained:
     file: WeightFile
     scheme: str
     classes: tuple[str, ...] | None = None
+    task: Task | None = None
     adapted: tuple[str, ...] = ()
     input_origin: str = ""
 
@@ -57,13 +62,14 @@ def open_pretrained(spec: ModelSpec, path: pathlib.Path) -> Pretrained:
     Raises:
       UserError: as `read_weights`, `choose_naming`, `to_linen` and `hub.read_input`, with the
         path in front; a file of ours for another model, or with a damaged description of its
-        input.
+        input, its classes or its task.
     """
-    file, classes = read_weights(path), None
+    file, classes, task = read_weights(path), None, None
     try:
         if file.metadata.get("format") == OWN:
             flat, input_spec, scheme = file.tensors, _own_input(spec, file.metadata), OWN
             classes, origin = _own_classes(file.metadata), "as the file says"
+            task = _own_task(file.metadata, classes)
         else:
             said = _hub_input(spec, path)
             naming = choose_naming(spec.name, tables.namings(spec.name), list(file.tensors))
@@ -74,7 +80,7 @@ def open_pretrained(spec: ModelSpec, path: pathlib.Path) -> Pretrained:
     except UserError as error:
         raise UserError(f"weights file {path}: {error}") from error
     file = dataclasses.replace(file, tensors={})
-    return Pretrained(flat, input_spec, spec, file, scheme, classes, input_origin=origin)
+    return Pretrained(flat, input_spec, spec, file, scheme, classes, task, input_origin=origin)
 
 
 def for_channels(weights: Pretrained, channels: int) -> Pretrained:
@@ -107,7 +113,30 @@ def for_channels(weights: Pretrained, channels: int) -> Pretrained:
     new = target.offset and not weights.input.offset
     means = ", the means' difference in its offset" if new else ""
     words = f"{name}/kernel from {weights.input.channels} to {channels} channels{means}"
-    return dataclasses.replace(weights, flat=flat, input=target, adapted=(words,))
+    adapted = (*weights.adapted, words)
+    return dataclasses.replace(weights, flat=flat, input=target, adapted=adapted)
+
+
+def rescale_heads(weights: Pretrained, heads: Sequence[str], task: Task) -> Pretrained:
+    """`weights` of a regression with `heads` whose outputs are in the scales of `task`.
+
+    A head gives numbers z in standard deviations s about the mean m of the targets that it was
+    trained on. As z s + m = z' s' + m', its kernel and bias are multiplied by s / s', and
+    (m - m') / s' is added to the bias. Weights of another task, and tensors of another shape,
+    stay as they are.
+    """
+    made = weights.task
+    if made is None or made.name != "regress" or (made.mean, made.std) == (task.mean, task.std):
+        return weights
+    mean, std = np.subtract(made.mean, task.mean), np.asarray(task.std)
+    ratio, flat = made.std / std, dict(weights.flat)
+    for name in heads:
+        for part, shift in (("kernel", 0.0), ("bias", mean / std)):
+            array = flat.get(f"params/{name}/{part}")
+            if array is not None and array.shape[-1:] == ratio.shape:
+                flat[f"params/{name}/{part}"] = (array * ratio + shift).astype(array.dtype)
+    words = f"{', '.join(heads)} from the scale of the file's targets to that of the data's"
+    return dataclasses.replace(weights, flat=flat, adapted=(*weights.adapted, words))
 
 
 def fill(
@@ -115,17 +144,19 @@ def fill(
 ) -> tuple[dict, MergeReport]:
     """Return `variables` with `weights` in them, and a report; see `merge_weights`.
 
-    Auxiliary heads that only the file or only the model has are left out of the comparison, and
-    the report says so. The offset of a first convolution goes with its kernel: where `dont_load`
+    Auxiliary heads and U-Net decoders that only the file or only the model has are left out of the
+    comparison, and so are the layers before the classifier that a U-Net does without; the report
+    says so. The offset of a first convolution goes with its kernel: where `dont_load`
     excuses the one, the other keeps the model's own too.
 
     Raises:
       UserError: as `merge_weights`, with the file's path in front.
     """
     spec, file = weights.spec, weights.file
-    merge = functools.partial(
-        merge_weights, variables, weights.flat, optional=(*spec.auxiliary, *spec.optional)
-    )
+    optional = (*spec.auxiliary, *spec.optional, DECODER)
+    if DECODER in variables["params"]:
+        optional = (*optional, FEATURES)
+    merge = functools.partial(merge_weights, variables, weights.flat, optional=optional)
     kernel, offset = (f"params/{spec.first_conv}/{part}" for part in ("kernel", "offset"))
     try:
         merged, report = merge(dont_load=dont_load)
@@ -145,11 +176,11 @@ def fill(
     return merged, report
 
 
-def save_weights(path: pathlib.Path, variables, spec: ModelSpec, classes: Sequence[str]) -> str:
+def save_weights(path: pathlib.Path, variables, spec: ModelSpec, task: Task) -> str:
     """Writes a model's variables as a file that `model.weights` takes; returns its SHA-256.
 
     The file is .safetensors with the names that the model uses. Its metadata hold the model's
-    name, the classes of the head and what the weights expect of an image.
+    name, the task and the classes of the head and what the weights expect of an image.
     """
     flat = {
         f"{kind}/{name}": np.asarray(leaf)
@@ -160,7 +191,8 @@ def save_weights(path: pathlib.Path, variables, spec: ModelSpec, classes: Sequen
         "format": OWN,
         "model": spec.name,
         "input": json.dumps(dataclasses.asdict(spec.input)),
-        "classes": json.dumps(list(classes)),
+        "classes": json.dumps(list(task.classes)),
+        "task": json.dumps(task.to_card()),
     }
     return write_safetensors(path, flat, metadata)
 
@@ -209,6 +241,18 @@ def _own_classes(metadata: dict[str, str]) -> tuple[str, ...]:
             "characters"
         )
     return tuple(classes)
+
+
+def _own_task(metadata: dict[str, str], classes: tuple[str, ...]) -> Task | None:
+    if "task" not in metadata:
+        return None
+    try:
+        task = Task.from_card(json.loads(metadata["task"]))
+    except (ValueError, RecursionError):
+        raise UserError("its metadata describe no valid task") from None
+    if task.classes != classes:
+        raise UserError("its metadata name other classes than those of its task")
+    return task
 
 
 def parse_input(content) -> InputSpec:

@@ -104,15 +104,70 @@ def images(n, channels=3):
     return jnp.asarray(rng.integers(0, 256, (n, 8, 8, channels), np.uint8))
 
 
+# What the release without masks made of FOUR with the key 7, by the first three transforms at
+# 0.5, 0.5 and 0.4, and by all five (brightness 0.2, contrast 0.3).
+FOUR = (np.arange(48) * 37 % 256).astype(np.uint8).reshape(4, 4, 3, 1)
+MOVED = [
+    [[77, 77, 114], [77, 77, 114], [77, 77, 114], [222, 222, 3]],
+    [[83, 83, 46], [83, 83, 46], [228, 228, 191], [117, 117, 80]],
+    [[157, 194, 194], [157, 194, 194], [12, 49, 49], [123, 160, 160]],
+    [[200, 163, 163], [55, 18, 18], [166, 129, 129], [166, 129, 129]],
+]
+FIRST_AND_LAST_PIXEL = [[91.951, 33.019], [67.953, 64.356], [182.656, 186.175], [183.415, 122.053]]
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_draws_are_those_of_earlier_releases(with_masks):
+    geometric = {"flip_horizontal": 0.5, "flip_vertical": 0.5, "shift": 0.4}
+    full, masks = {**geometric, "brightness": 0.2, "contrast": 0.3}, FOUR[..., 0]
+    for policy in (geometric, full):
+        augment = jax.jit(make_augment({**OFF, **policy}))
+        found, moved = augment(jax.random.key(7), FOUR, masks if with_masks else None)
+        if policy is geometric:
+            np.testing.assert_array_equal(found[..., 0], MOVED)
+        else:
+            ends = np.asarray(found).reshape(4, -1)[:, [0, -1]]
+            np.testing.assert_allclose(ends, FIRST_AND_LAST_PIXEL, atol=2e-3)
+        if with_masks:
+            np.testing.assert_array_equal(moved, MOVED)
+        else:
+            assert moved is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_masks_move_with_their_images_and_keep_their_values(dtype):
+    """The image is the mask: without intensities both come out the same."""
+    masks = np.random.default_rng(1).integers(0, 3, (32, 8, 8)).astype(dtype)
+    policy = {**ALL, "brightness": 0.0, "contrast": 0.0}
+    found, moved = jax.jit(make_augment(policy))(jax.random.key(3), masks[..., None], masks)
+    assert moved.dtype == dtype and moved.shape == masks.shape
+    np.testing.assert_array_equal(found[..., 0], np.asarray(moved, np.float32))
+    assert (np.asarray(moved) != masks).any((1, 2)).sum() > 20
+
+
+def test_intensities_leave_masks_alone():
+    masks = np.random.default_rng(1).integers(0, 3, (4, 8, 8), np.uint8)
+    augment = jax.jit(make_augment({**OFF, "brightness": 0.2, "contrast": 0.3}))
+    found, kept = augment(jax.random.key(3), images(4), masks)
+    np.testing.assert_array_equal(kept, masks)
+    assert kept.dtype == np.uint8 and (np.asarray(found) != np.asarray(images(4))).any()
+
+
+@pytest.mark.parametrize("policy", [OFF, ALL], ids=["off", "all"])
+def test_masks_of_another_size_are_refused(policy):
+    with pytest.raises(ValueError, match=r"masks \(2, 8, 7\) are not of the size of images"):
+        make_augment(policy)(jax.random.key(0), images(2), jnp.zeros((2, 8, 7), jnp.uint8))
+
+
 def test_no_policy_gives_the_bytes_as_floats():
-    found = make_augment(OFF)(jax.random.key(0), images(2))
+    found, _ = make_augment(OFF)(jax.random.key(0), images(2))
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, np.asarray(images(2), np.float32))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_full_policy_keeps_shape_and_range(channels):
-    found = jax.jit(make_augment(ALL))(jax.random.key(0), images(16, channels))
+    found, _ = jax.jit(make_augment(ALL))(jax.random.key(0), images(16, channels))
     assert found.shape == (16, 8, 8, channels) and found.dtype == jnp.float32
     assert float(found.min()) >= 0.0 and float(found.max()) <= 255.0
     changed = np.abs(np.asarray(found) - np.asarray(images(16, channels), np.float32))
@@ -121,15 +176,15 @@ def test_full_policy_keeps_shape_and_range(channels):
 
 def test_the_batch_size_changes_no_draw():
     augment, key = jax.jit(make_augment(ALL)), jax.random.key(5)
-    large = augment(key, images(64))
-    np.testing.assert_allclose(large[:1], augment(key, images(64)[:1]), atol=1e-4)
-    np.testing.assert_allclose(large[:7], augment(key, images(64)[:7]), atol=1e-4)
+    large, _ = augment(key, images(64))
+    np.testing.assert_allclose(large[:1], augment(key, images(64)[:1])[0], atol=1e-4)
+    np.testing.assert_allclose(large[:7], augment(key, images(64)[:7])[0], atol=1e-4)
 
 
 def test_another_transform_changes_no_draw():
     def flipped(**others):
         augment = jax.jit(make_augment({**OFF, "flip_horizontal": 0.5, **others}))
-        column = augment(jax.random.key(2), ramp).mean((1, 3))
+        column = augment(jax.random.key(2), ramp)[0].mean((1, 3))
         return np.asarray(column[:, 0] > column[:, -1])
 
     ramp = jnp.broadcast_to(jnp.arange(0, 160, 20, dtype=jnp.uint8)[:, None], (32, 8, 8, 1))
@@ -141,7 +196,7 @@ def test_another_transform_changes_no_draw():
 def test_examples_and_keys_draw_independently():
     same = jnp.broadcast_to(images(1), (8, 8, 8, 3))
     augment = jax.jit(make_augment(ALL))
-    found = [np.asarray(augment(jax.random.key(seed), same)) for seed in (0, 1)]
+    found = [np.asarray(augment(jax.random.key(seed), same)[0]) for seed in (0, 1)]
     assert len({image.tobytes() for batch in found for image in batch}) == 16
 
 

@@ -58,7 +58,7 @@ def test_colour_images_and_labels_in_a_column(tmp_path):
     made |= {key: value[:, None] for key, value in made.items() if key.startswith("y")}
     test = load_dataset(saved(tmp_path, made), 4).splits["test"]
     np.testing.assert_array_equal(test.images, made["x_test"])
-    assert test.labels.tolist() == [0, 1, 0, 1] and test.labels.dtype == np.int32
+    assert test.target.tolist() == [0, 1, 0, 1] and test.target.dtype == np.int32
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_val_is_carved_and_keeps_ids(tmp_path):
     assert load_dataset(config | {"seed_split": 1}, 4).checksum() != first.checksum()
     assert list(first.splits) == list(SPLITS)
     assert first.spec.notes == ("val: 8 of the 40 train images, stratified by class",)
-    assert Counter(first.splits["val"].labels.tolist()) == {0: 4, 1: 4}
+    assert Counter(first.splits["val"].target.tolist()) == {0: 4, 1: 4}
     rows = {
         split: [int(name.removeprefix("train/")) for name in first.splits[split].ids]
         for split in ("train", "val")
     }
     assert sorted(rows["train"] + rows["val"]) == list(range(40))
     for split, numbers in rows.items():
-        images, labels = first.splits[split].images, first.splits[split].labels
+        images, labels = first.splits[split].images, first.splits[split].target
         np.testing.assert_array_equal(images[..., 0], made["x_train"][numbers])
         assert labels.tolist() == made["y_train"][numbers].tolist()
     assert first.splits["test"].ids.tolist() == [f"test/{n:06d}" for n in range(4)]
@@ -231,7 +231,7 @@ def test_digits(shared, name, size, train, test):
     dataset = load_dataset({"name": "npz", "dir": str(path)}, size)
     parts = dataset.splits
     assert dataset.spec.classes == DIGITS and parts["train"].images.shape[1:] == (size, size, 1)
-    labels = np.concatenate([parts["train"].labels, parts["val"].labels])
+    labels = np.concatenate([parts["train"].target, parts["val"].target])
     assert tuple(np.bincount(labels)) == train and len(parts["test"]) == test
     # scikit-learn rounds the carved part up.
     assert len(parts["val"]) == -(-sum(train) * 15 // 100)

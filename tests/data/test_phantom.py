@@ -23,7 +23,7 @@ def other_scanner():
 
 
 def assert_equal_splits(a, b, n=None):
-    for name in ("images", "labels", "ids", "patients"):
+    for name in ("images", "target", "ids", "patients"):
         np.testing.assert_array_equal(getattr(a, name)[:n], getattr(b, name)[:n])
     for name in ("mask", "size", "boxes", "domain"):
         np.testing.assert_array_equal(a.extra[name][:n], b.extra[name][:n])
@@ -39,8 +39,8 @@ def test_what_comes_back(small):
         n = COUNTS[name]
         assert split.images.shape == (n, 64, 64, 1)
         assert split.images.dtype == np.uint8
-        assert split.labels.shape == (n,)
-        assert split.labels.dtype == np.int32
+        assert split.target.shape == (n,)
+        assert split.target.dtype == np.int32
         assert split.ids[1] == f"phantom-{name}-00001"
         types = {"mask": np.uint8, "size": np.float32, "boxes": np.float32, "domain": np.int32}
         shapes = {"mask": (n, 64, 64), "size": (n,), "boxes": (n, 4), "domain": (n,)}
@@ -73,19 +73,19 @@ def test_another_seed_gives_other_slices(small):
     for name, split in small.splits.items():
         same = (split.images == other.splits[name].images).all((1, 2, 3))
         assert not same.any()
-    assert not np.array_equal(small.splits["train"].labels, other.splits["train"].labels)
+    assert not np.array_equal(small.splits["train"].target, other.splits["train"].target)
 
 
 def test_classes_are_balanced_in_every_run_of_four(small):
     for split in small.splits.values():
-        counts = np.bincount(split.labels, minlength=4)
+        counts = np.bincount(split.target, minlength=4)
         assert counts.max() - counts.min() <= 1
         whole = len(split) // 4 * 4
-        runs = np.sort(split.labels[:whole].reshape(-1, 4), axis=1)
+        runs = np.sort(split.target[:whole].reshape(-1, 4), axis=1)
         np.testing.assert_array_equal(runs, np.tile(np.arange(4), (whole // 4, 1)))
     # A fixed order would tell the label from the place in the file.
     assert (
-        len({tuple(split.labels[i : i + 4]) for split in small.splits.values() for i in (0, 4)}) > 1
+        len({tuple(split.target[i : i + 4]) for split in small.splits.values() for i in (0, 4)}) > 1
     )
 
 
@@ -117,7 +117,7 @@ def test_mask_size_and_box_agree(small):
         assert set(np.unique(mask)) == {0, 1}
         pixel_mm = 256.0 / 64
         np.testing.assert_array_equal(size, mask.sum((1, 2)) * pixel_mm**2)
-        for label, one, (y0, x0, y1, x1) in zip(split.labels, mask, boxes, strict=True):
+        for label, one, (y0, x0, y1, x1) in zip(split.target, mask, boxes, strict=True):
             if small.spec.classes[label] == "normal":
                 assert one.sum() == 0
                 assert (y0, x0, y1, x1) == (0, 0, 0, 0)
@@ -131,7 +131,7 @@ def test_mask_size_and_box_agree(small):
 def test_lesions_lie_on_the_body_and_stand_out(small):
     split = small.splits["train"]
     for image, mask, label in zip(
-        split.images[..., 0], split.extra["mask"], split.labels, strict=True
+        split.images[..., 0], split.extra["mask"], split.target, strict=True
     ):
         background = image[:6, :6].mean()
         if label:
@@ -143,7 +143,7 @@ def test_domains_show_the_same_anatomy_under_another_scanner(small, other_scanne
         b = other_scanner.splits[name]
         for key in ("mask", "size", "boxes"):
             np.testing.assert_array_equal(a.extra[key], b.extra[key])
-        for key in ("labels", "ids", "patients"):
+        for key in ("target", "ids", "patients"):
             np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
         assert not (a.images == b.images).all((1, 2, 3)).any()
         for one, two in zip(a.images, b.images, strict=True):
@@ -186,7 +186,7 @@ def test_a_smaller_image_is_the_block_mean_of_the_larger():
         mean = large.images[..., 0].reshape(12, size, k, size, k).mean((2, 4))
         # Both round to whole grey values, and the mean of rounded values is off by half at most.
         assert np.abs(split.images[..., 0] - mean).max() <= 1.0
-        np.testing.assert_array_equal(split.labels, large.labels)
+        np.testing.assert_array_equal(split.target, large.target)
 
 
 @pytest.mark.parametrize("size", [48, 100, 224])
@@ -194,7 +194,7 @@ def test_other_sizes_show_the_same_lesions(size):
     a = phantom.make_phantom(128, train=8, val=4, test=4).splits["train"]
     b = phantom.make_phantom(size, train=8, val=4, test=4).splits["train"]
     assert b.images.shape == (8, size, size, 1)
-    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_array_equal(a.target, b.target)
     np.testing.assert_allclose(b.extra["size"], a.extra["size"], rtol=0.15)
     a_boxes, b_boxes = a.extra["boxes"] / 128, b.extra["boxes"] / size
     np.testing.assert_allclose(b_boxes, a_boxes, atol=3 / min(size, 128))
@@ -227,8 +227,8 @@ def test_brightness_and_place_do_not_tell_the_classes():
 
     def accuracy(features):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-        model.fit(features(splits["train"].images), splits["train"].labels)
-        return model.score(features(splits["test"].images), splits["test"].labels)
+        model.fit(features(splits["train"].images), splits["train"].target)
+        return model.score(features(splits["test"].images), splits["test"].target)
 
     def pixels(images):
         return images.reshape(-1, 16, 4, 16, 4).mean((2, 4)).reshape(len(images), -1)

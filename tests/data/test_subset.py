@@ -115,7 +115,7 @@ def images_by_id(dataset, *names):
 
 
 def counts(dataset, *names):
-    return Counter(label for name in names for label in dataset.splits[name].labels.tolist())
+    return Counter(label for name in names for label in dataset.splits[name].target.tolist())
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "npz"])
@@ -181,7 +181,7 @@ def test_phantom_keeps_what_belongs_to_an_image():
     assert counts(drawn, "train") == dict.fromkeys(range(4), 3)
     rows = [full.ids.tolist().index(name) for name in part.ids.tolist()]
     assert rows == sorted(rows) and part.extra.keys() == full.extra.keys()
-    for field in ("images", "labels", "patients"):
+    for field in ("images", "target", "patients"):
         np.testing.assert_array_equal(getattr(part, field), getattr(full, field)[rows])
     for key, values in part.extra.items():
         np.testing.assert_array_equal(values, full.extra[key][rows])

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -30,18 +31,6 @@ TINY = {
     "eval.batch_size": 16,
     "eval.resamples": 50,
 }
-
-
-@pytest.fixture(scope="module")
-def launch():
-    """The module `launch`, in a process that it may not change."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT)
-        import launch
-
-        patch.setattr(launch, "prepare_xla", lambda: None)
-        patch.setattr(launch, "keep_freed_memory", lambda: None)
-        yield launch
 
 
 def command(workdir, **settings) -> list[str]:
@@ -85,7 +74,7 @@ def tint(grey: np.ndarray) -> np.ndarray:
 
 def write_set(root: pathlib.Path, colour) -> pathlib.Path:
     split = make_phantom(32, train=48, val=16, test=16, splits=("test",)).splits["test"]
-    for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+    for number, (image, label) in enumerate(zip(split.images, split.target, strict=True)):
         folder = root / "test" / CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(colour(image[..., 0])).save(folder / f"{number:02}.png")
@@ -149,7 +138,9 @@ def test_evaluate_agrees_with_the_epoch_that_was_chosen(launch, trained, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["grey_set", "colour_set"])
-def test_evaluate_scores_files_as_their_source(launch, trained, tmp_path, request, kind):
+def test_evaluate_scores_files_as_their_source(
+    launch, trained, tmp_path, request, kind, no_pictures_here
+):
     root = request.getfixturevalue(kind)
     arguments = command(
         tmp_path / "files",
@@ -318,7 +309,10 @@ CONFIGS = {
     "huge image": (setter("model", "image_size", value=10**30), "takes 16 to 1024 pixels"),
     "huge depth": (setter("data", "bit_depth", value=10**30), "at most 16"),
     "infinite rate": (setter("optim", "low", "lr", value=float("inf")), "must be a finite number"),
-    "unknown selection": (setter("train", "select", value="f1"), "train.select='f1'"),
+    "unknown selection": (
+        setter("train", "select", value="dice"),
+        "train.select='dice' is none",
+    ),
 }
 
 
@@ -348,7 +342,10 @@ def test_a_spoilt_config_is_one_line(refuse_run, copied, edit, words):
 
 
 @pytest.mark.parametrize("place", ["\0", "x" * 5000])
-def test_a_run_on_data_of_no_place_is_on_other_data(launch, copied, tmp_path, place):
+def test_a_run_on_data_of_no_place_is_on_other_data(
+    launch, copied, tmp_path, place, no_pictures_here
+):
+    change(copied / "config.json", setter("data", "name", value="folder"))
     change(copied / "config.json", setter("data", "dir", value=place))
     change(copied / "config.json", setter("data", "phantom", "val", value=12))
     settings = {"experiment": "evaluate", "eval__run": copied, "eval__splits": "val"}
@@ -364,11 +361,14 @@ def test_a_config_that_is_no_json_is_one_line(refuse_run, copied, text):
 
 
 ENVIRONMENTS = {
-    "text": setter("data", "classes", value="normal"),
-    "one class": setter("data", "classes", value=["normal"]),
-    "twice": setter("data", "classes", value=["a", "b", "c", "a"]),
-    "numbers": setter("data", "classes", value=[1, 2, 3, 4]),
-    "no Unicode": setter("data", "classes", value=["a", "b", "c", "\ud800"]),
+    "text": setter("task", "classes", value="normal"),
+    "one class": setter("task", "classes", value=["normal"]),
+    "twice": setter("task", "classes", value=["a", "b", "c", "a"]),
+    "numbers": setter("task", "classes", value=[1, 2, 3, 4]),
+    "no Unicode": setter("task", "classes", value=["a", "b", "c", "\ud800"]),
+    "another task": setter("task", "name", value="detect"),
+    "no task": lambda environment: environment.pop("task") and None,
+    "scales": setter("task", "mean", value=[0.0]),
     "seven channels": setter("data", "channels", value=7),
     "real channels": setter("data", "channels", value=1.0),
     "true channels": setter("data", "channels", value=True),
@@ -386,8 +386,65 @@ def test_a_spoilt_environment_is_one_line(refuse_run, copied, edit):
 
 
 def test_classes_of_another_number_do_not_fit(refuse_run, copied):
-    change(copied / "environment.json", setter("data", "classes", value=["a", "b", "c"]))
+    change(copied / "environment.json", setter("task", "classes", value=["a", "b", "c"]))
     assert "does not fit this model and config" in refuse_run()
+
+
+CALIBRATIONS = {
+    "a list": (lambda card: [1], "holds no mapping"),
+    "a key less": (lambda card: card.pop("thresholds") and None, "want the keys"),
+    "fitted on test": (setter("fitted_on", value="test"), "want fitted_on to be 'val'"),
+    "no temperature": (setter("temperature", value=[]), "has 1 temperatures"),
+    "a temperature of NaN": (setter("temperature", value=[math.nan]), "must be numbers in"),
+    "a temperature of 0": (setter("temperature", value=[0]), "must be numbers in"),
+    "no threshold": (setter("thresholds", "cyst", value={}), "want the thresholds youden"),
+    "other classes": (lambda card: card["thresholds"].pop("cyst") and None, "run's classes"),
+    "a threshold of 2": (setter("thresholds", "cyst", "youden", value=2), "be probabilities"),
+    "a sensitivity of 2": (setter("target_sensitivity", value=2), "must lie in 0 < s <= 1"),
+    "a reason for nothing": (setter("reasons", "youden/polyp", value="none"), "reasons name 1"),
+}
+
+
+@pytest.mark.parametrize(("edit", "words"), CALIBRATIONS.values(), ids=CALIBRATIONS)
+def test_a_spoilt_calibration_is_one_line(refuse_run, copied, edit, words):
+    path = copied / "calibration.json"
+    change(path, edit)
+    message = refuse_run(experiment="evaluate", data__name="phantom", data__dir="")
+    assert message.startswith(str(path)) and words in message, message
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_a_calibration_that_is_no_json_is_one_line(refuse_run, copied, text):
+    (copied / "calibration.json").write_bytes(text)
+    message = refuse_run(experiment="evaluate", data__name="phantom", data__dir="")
+    assert "calibration.json cannot be read" in message
+
+
+def test_evaluate_applies_the_calibration_of_the_run(launch, copied, tmp_path, no_pictures_here):
+    def edit(card):
+        card["temperature"], card["thresholds"]["cyst"]["youden"] = [4.0], 0.3
+        for name in ("temperature", "youden/cyst"):
+            card["reasons"].pop(name, None)
+
+    change(copied / "calibration.json", edit)
+    settings = {"experiment": "evaluate", "eval__run": copied}
+    assert launch.run_command(command(tmp_path / "new", **settings)) == 0
+    found = values(runs.read_json(tmp_path / "new" / "metrics.json")["test"])
+    with np.load(tmp_path / "new" / "predictions.npz") as arrays:
+        target, score = arrays["test_target"], arrays["test_score"].astype(np.float64)
+    cooled = score**0.25
+    cooled /= cooled.sum(1, keepdims=True)
+    loss = log_loss(target, cooled, labels=range(len(CLASSES)))
+    assert found["nll_calibrated"] == pytest.approx(loss, abs=1e-6)
+    assert abs(found["nll_calibrated"] - found["nll"]) > 1e-4
+    cyst, called = target == CLASSES.index("cyst"), score[:, CLASSES.index("cyst")] >= 0.3
+    assert found["recall@youden/cyst"] == called[cyst].mean()
+    assert found["specificity@youden/cyst"] == (~called[~cyst]).mean()
+    # Without it there is nothing to apply.
+    (copied / "calibration.json").unlink()
+    assert launch.run_command(command(tmp_path / "none", **settings)) == 0
+    plain = values(runs.read_json(tmp_path / "none" / "metrics.json")["test"])
+    assert plain == {k: v for k, v in found.items() if "@" not in k and "_calibrated" not in k}
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import pytest
 
 from configs import default
 from experiments import study
+from experiments.settings import unused_settings
 from medtl_jax.errors import UserError
 from medtl_jax.models.inputs import IMAGENET, InputSpec
 from medtl_jax.models.registry import initialize, model_spec, variable_shapes
+from medtl_jax.objectives.task import Task
 from medtl_jax.weights.files import WeightFile
 from medtl_jax.weights.pretrained import Pretrained
 
 CLASSES = ("a", "b", "c", "d")
+TASK = Task("classify", CLASSES)
 GREY_IMAGENET = InputSpec((114.495,), (pytest.approx(57.63, abs=1e-9),), offset=True)
 
 
@@ -61,10 +64,35 @@ def test_channels_that_do_not_fit(in_chans, channels):
     )
 
 
-def test_heads_are_the_auxiliary_ones_in_use_and_the_classifier():
-    assert study.heads(config(name="googlenet")) == ("head",)
-    assert study.heads(config(name="googlenet", auxiliary=0.3)) == ("aux1", "aux2", "head")
-    assert study.heads(config(name="resnet18")) == ("head",)
+def test_new_parts_are_the_auxiliary_heads_in_use_the_decoder_and_the_head():
+    assert study.new_parts(config(name="googlenet")) == ("head",)
+    assert study.new_parts(config(name="googlenet", auxiliary=0.3)) == ("aux1", "aux2", "head")
+    assert study.auxiliary_heads(config(name="googlenet")) == ()
+    segment = {**config(name="resnet18", decoder="4,4"), "task": "segment"}
+    assert study.new_parts(segment) == ("decoder", "head")
+    assert study.decoder_widths(segment) == (4, 4)
+    assert study.decoder_widths(config(name="resnet18", decoder="4,4")) == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"), [("classify", 4), ("multilabel", 4), ("ordinal", 3), ("regress", 4)]
+)
+def test_the_head_has_the_outputs_of_the_task(task, outputs):
+    settings = config(name="lenet5", image_size=28)
+    scale = (1.0,) * 4 if task == "regress" else ()
+    read = model_spec("lenet5").input
+    network, _ = study.make_model(settings, Task(task, CLASSES, mean=scale, std=scale), read)
+    assert variable_shapes(network, 28)["params"]["head"]["bias"].shape == (outputs,)
+
+
+def test_a_segmentation_has_a_decoder_of_the_widths_of_the_config():
+    settings = {**config(name="resnet18", image_size=32, decoder="6,5,4,3,2"), "task": "segment"}
+    read = model_spec("resnet18").input
+    network, spec = study.make_model(settings, Task("segment", CLASSES), read)
+    shapes = variable_shapes(network, 32)["params"]
+    assert spec.new_parts == ("decoder", "head")
+    assert shapes["head"]["kernel"].shape == (1, 1, 2, 4)
+    assert shapes["decoder"]["up1"]["project"]["kernel"].shape[-1] == 6
 
 
 def drawn(network, size: int) -> dict[str, np.ndarray]:
@@ -81,12 +109,10 @@ def drawn(network, size: int) -> dict[str, np.ndarray]:
 def test_what_is_kept_has_the_values_that_training_from_scratch_begins_with(dont_load):
     settings = config(name="lenet5", image_size=28, dont_load=dont_load)
     read = dataclasses.replace(model_spec("lenet5").input)
-    network, _ = study.make_model(settings, 4, read)
+    network, _ = study.make_model(settings, TASK, read)
     flat = drawn(network, 28)
-    found, report = study.initial_variables(
-        network, settings, weights("lenet5", read, flat), CLASSES
-    )
-    scratch, none = study.initial_variables(network, settings, None, CLASSES)
+    found, report = study.initial_variables(network, settings, weights("lenet5", read, flat), TASK)
+    scratch, none = study.initial_variables(network, settings, None, TASK)
     assert none is None
     kept = {"params/head/kernel", "params/head/bias"}
     if dont_load:
@@ -108,26 +134,94 @@ def test_what_is_kept_has_the_values_that_training_from_scratch_begins_with(dont
 def test_a_head_for_other_classes_is_not_kept():
     settings = config(name="lenet5", image_size=28, keep_head=True)
     read = model_spec("lenet5").input
-    network, _ = study.make_model(settings, 4, read)
+    network, _ = study.make_model(settings, TASK, read)
     kept = dataclasses.replace(weights("lenet5", read, drawn(network, 28)), classes=CLASSES)
-    filled, report = study.initial_variables(network, settings, kept, CLASSES)
+    filled, report = study.initial_variables(network, settings, kept, TASK)
     assert report.kept == {} and set(filled["params"]) == {"stem", "stage1", "features", "head"}
     with pytest.raises(UserError) as caught:
-        study.initial_variables(network, settings, kept, ("a", "b", "d", "c"))
+        study.initial_variables(network, settings, kept, Task("classify", ("a", "b", "d", "c")))
     assert str(caught.value) == (
         "model.keep_head: the head of net.safetensors is for a, b, c, d, the data have a, b, d, c; "
         "set it to False for a new head"
     )
 
 
+@pytest.mark.parametrize(
+    ("made", "wanted", "words"),
+    [
+        (TASK, Task("multilabel", CLASSES), "is for classify, the data have multilabel"),
+        (None, Task("multilabel", CLASSES), "is for classify, the data have multilabel"),
+        (
+            Task("ordinal", CLASSES),
+            Task("ordinal", CLASSES, "cumulative"),
+            "is for ordinal (corn), the data have ordinal (cumulative)",
+        ),
+        (Task("ordinal", CLASSES), TASK, "is for ordinal (corn), the data have classify"),
+    ],
+)
+def test_a_head_for_another_task_is_not_kept(made, wanted, words):
+    settings = config(name="lenet5", image_size=28, keep_head=True)
+    read = model_spec("lenet5").input
+    network, _ = study.make_model(settings, wanted, read)
+    flat = drawn(network, 28)
+    kept = dataclasses.replace(weights("lenet5", read, flat), classes=CLASSES, task=made)
+    with pytest.raises(UserError) as caught:
+        study.initial_variables(network, settings, kept, wanted)
+    message = f"model.keep_head: the head of net.safetensors {words}; set it to False for a new "
+    assert str(caught.value) == message + "head"
+
+
+def test_a_kept_head_of_numbers_is_in_the_scale_of_the_data():
+    settings = config(name="lenet5", image_size=28, keep_head=True)
+    read = model_spec("lenet5").input
+    old, new = (Task("regress", ("age",), mean=(m,), std=(s,)) for m, s in ((50, 10), (40, 20)))
+    network, _ = study.make_model(settings, new, read)
+    flat = drawn(network, 28)
+    kept = dataclasses.replace(weights("lenet5", read, flat), classes=("age",), task=old)
+    filled, report = study.initial_variables(network, settings, kept, new)
+    head = filled["params"]["head"]
+    np.testing.assert_allclose(head["kernel"], flat["params/head/kernel"] / 2, rtol=1e-6)
+    np.testing.assert_allclose(head["bias"], flat["params/head/bias"] / 2 + 0.5, rtol=1e-6)
+    assert "head from the scale of the file's targets" in str(report)
+
+
+def test_a_network_for_masks_is_for_no_other_task():
+    plain, segment = config(), {**config(), "task": "segment"}
+    assert study.fits_task(plain, "regress") and not study.fits_task(plain, "segment")
+    assert study.fits_task(segment, "segment") and not study.fits_task(segment, "classify")
+    assert not study.fits_task({**plain, "task": "ordinal"}, "classify")
+
+
+def test_a_decoder_with_too_few_widths_needs_no_data_to_be_refused():
+    wide = {**config(name="resnet18", image_size=64, decoder="4,4,4,4,4"), "task": "segment"}
+    study.check_decoder(wide)
+    with pytest.raises(UserError, match=r"model.decoder=4,4: at this image size .* has 5 sizes"):
+        study.check_decoder({**wide, "model": {**wide["model"], "decoder": "4,4"}})
+
+
+def test_settings_that_do_nothing_are_named():
+    changed = config(decoder="4,4")
+    changed["eval"] |= {"surface_tolerance": 3.0, "target_sensitivity": 0.9}
+    decoder = "model.decoder=4,4 has no effect: it is for the task segment"
+    tolerance = "eval.surface_tolerance=3.0 has no effect: it is for the task segment"
+    sensitivity = (
+        "eval.target_sensitivity=0.9 has no effect: it is for the task classify or ordinal or "
+        "multilabel"
+    )
+    assert unused_settings(changed, "classify") == [decoder, tolerance]
+    assert unused_settings(changed, "segment") == [sensitivity]
+    assert unused_settings(changed, "regress") == [decoder, tolerance, sensitivity]
+    assert unused_settings(config(), "regress") == []
+
+
 def test_auxiliary_heads_keep_their_trunk_and_get_new_classifiers():
     settings = config(name="googlenet", image_size=32, auxiliary=0.3)
     read = model_spec("googlenet").input
-    network, _ = study.make_model(settings, 4, read)
+    network, _ = study.make_model(settings, TASK, read)
     shapes = variable_shapes(network, 32)
     flat = drawn(network, 32)
     filled, report = study.initial_variables(
-        network, settings, weights("googlenet", read, flat), CLASSES
+        network, settings, weights("googlenet", read, flat), TASK
     )
     assert set(report.kept) == {
         f"params/{head}/{leaf}"

@@ -77,27 +77,15 @@ def write_digits(path: pathlib.Path, classes: int, seed: int) -> pathlib.Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def launch():
-    """The module `launch`, in a process that it may not change; its runs draw no pictures."""
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.syspath_prepend(ROOT)
-        import launch
-        from experiments import reporting
-
-        # Half of the time, and the subject of other tests.
-        patch.setattr(reporting, "draw_figures", lambda *args: {})
-        patch.setattr(reporting.figures, "curves_figure", lambda history: None)
-        patch.setattr(reporting.figures, "save_figures", lambda figures, folder: None)
-        patch.setattr(reporting, "write_report", lambda path, **content: None)
-
-        patch.setattr(launch, "prepare_xla", lambda: None)
-        patch.setattr(launch, "keep_freed_memory", lambda: None)
-        yield launch
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+    """As in launch.py: optax mixes types."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(scope="module")
-def train(launch, tmp_path_factory):
+def train(launch, no_pictures, tmp_path_factory):
     """`train(data, weights, **settings) -> folder` of a finished training; `a__b` sets `a.b`."""
 
     def call(data: pathlib.Path, weights, **settings) -> pathlib.Path:

@@ -1,4 +1,5 @@
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from medtl_jax.metrics.scores import Score, classification_scores, confusion
+from medtl_jax.metrics.scores import Score, confusion, task_scores
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "medmnist_evaluator.npz"
 NAMES = ("normal", "benign", "malignant", "artefact")
 
 
@@ -26,7 +28,7 @@ def test_hand_computed_three_classes():
         [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.3, 0.4, 0.3], [0.2, 0.6, 0.2], [0.5, 0.4, 0.1],
          [0.1, 0.2, 0.7]]
     )  # fmt: skip
-    result = classification_scores(target, score, ("a", "b", "c"))
+    result = task_scores("classify", target, score, ("a", "b", "c"))
     want = {
         "accuracy": 4 / 6,
         "precision/a": 2 / 3, "precision/b": 1 / 2, "precision/c": 1,
@@ -38,6 +40,17 @@ def test_hand_computed_three_classes():
         "auc/a": 8 / 9, "auc/b": 7.5 / 8, "auc/c": 1,
         "precision": 13 / 18, "recall": 13 / 18, "specificity": 29 / 36, "f1": 13 / 18,
         "auc": (8 / 9 + 7.5 / 8 + 1) / 3,
+        # Precision where recall rises: a at 1/1, 2/2 and 3/4 (after 0.5); b at 1/1 and, with the
+        # tie at 0.4, 2/3; c at 1/1.
+        "pr_auc/a": 11 / 12, "pr_auc/b": 5 / 6, "pr_auc/c": 1, "pr_auc": 11 / 12,
+        "balanced_accuracy": 13 / 18,
+        # Margins 3 2 1 of both: chance agreement 14 / 36.
+        "kappa": (4 / 6 - 14 / 36) / (1 - 14 / 36), "mcc": (24 - 14) / (36 - 14),
+        "precision_micro": 4 / 6, "recall_micro": 4 / 6, "f1_micro": 4 / 6,
+        # Bins of a fifteenth: 0.8; 0.6 and 0.6 (the bin up to 0.6); 0.4; 0.5; 0.7.
+        "ece": (0.2 + 0.8 + 0.4 + 0.5 + 0.3) / 6,
+        "brier": (0.06 + 0.26 + 0.74 + 0.24 + 0.62 + 0.14) / 6,
+        "nll": -math.log(0.8 * 0.6 * 0.3 * 0.6 * 0.4 * 0.7) / 6,
     }  # fmt: skip
     assert result.keys() == want.keys()
     for name, value in want.items():
@@ -50,13 +63,21 @@ def test_hand_computed_three_classes():
 def test_macro_values_equal_scikit_learn(seed):
     target, score = predictions(150, 4, seed, digits=1)
     predicted = score.argmax(axis=1)
-    result = classification_scores(target, score, NAMES)
+    result = task_scores("classify", target, score, NAMES)
     want = {
         "accuracy": sk.accuracy_score(target, predicted),
         "precision": sk.precision_score(target, predicted, average="macro"),
         "recall": sk.balanced_accuracy_score(target, predicted),
         "f1": sk.f1_score(target, predicted, average="macro"),
         "auc": sk.roc_auc_score(target, score, multi_class="ovr", average="macro"),
+        "pr_auc": sk.average_precision_score(np.eye(4)[target], score, average="macro"),
+        "balanced_accuracy": sk.balanced_accuracy_score(target, predicted),
+        "mcc": sk.matthews_corrcoef(target, predicted),
+        "kappa": sk.cohen_kappa_score(target, predicted),
+        "precision_micro": sk.precision_score(target, predicted, average="micro"),
+        "recall_micro": sk.recall_score(target, predicted, average="micro"),
+        "f1_micro": sk.f1_score(target, predicted, average="micro"),
+        "nll": -np.log(np.clip(score[np.arange(150), target], 1e-7, 1 - 1e-7)).mean(),
         "specificity": np.mean(
             [sk.recall_score(target == c, predicted == c, pos_label=False) for c in range(4)]
         ),
@@ -71,7 +92,7 @@ def test_macro_values_equal_scikit_learn(seed):
 
 def test_binary_auc_is_that_of_class_one():
     target, score = predictions(90, 2, 7)
-    result = classification_scores(target, score, ("no", "yes"))
+    result = task_scores("classify", target, score, ("no", "yes"))
     want = sk.roc_auc_score(target, score[:, 1])
     assert result["auc"].value == result["auc/no"].value == result["auc/yes"].value == want
     assert result["specificity/yes"].value == result["recall/no"].value
@@ -80,7 +101,7 @@ def test_binary_auc_is_that_of_class_one():
 def test_class_absent_from_the_truth():
     target = np.array([0, 0, 1, 1])
     score = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]])
-    result = classification_scores(target, score, ("a", "b", "gone"))
+    result = task_scores("classify", target, score, ("a", "b", "gone"))
     for name in ("recall/gone", "auc/gone", "recall", "auc"):
         assert math.isnan(result[name].value)
         assert result[name].reason == "no image of class 'gone'"
@@ -93,7 +114,7 @@ def test_class_absent_from_the_truth():
 def test_class_never_predicted():
     target = np.array([0, 1, 1])
     score = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
-    result = classification_scores(target, score, ("a", "b"))
+    result = task_scores("classify", target, score, ("a", "b"))
     assert math.isnan(result["precision/b"].value) and math.isnan(result["precision"].value)
     assert result["precision"].reason == "no image was predicted as 'b'"
     assert result["recall/b"].value == result["f1/b"].value == 0
@@ -103,7 +124,7 @@ def test_class_never_predicted():
 
 def test_macro_reason_names_every_undefined_class():
     target, score = np.array([0, 0]), np.array([[0.8, 0.1, 0.1], [0.9, 0.05, 0.05]])
-    result = classification_scores(target, score, ("a", "b", "c"))
+    result = task_scores("classify", target, score, ("a", "b", "c"))
     assert result["recall"].reason == "no image of class 'b'; no image of class 'c'"
     assert result["specificity"].reason == result["specificity/a"].reason
     assert result["specificity/a"].reason == "every image is of class 'a'"
@@ -116,9 +137,12 @@ def test_macro_reason_names_every_undefined_class():
 @given(st.integers(1, 12), st.integers(2, 4), st.integers(0, 2**32 - 1))
 def test_small_splits_never_warn_and_stay_in_range(n, k, seed):
     target, score = predictions(n, k, seed)
-    result = classification_scores(target, score, NAMES[:k])
+    result = task_scores("classify", target, score, NAMES[:k])
+    lowest = {"mcc": -1, "kappa": -1}
+    highest = {"brier": 2, "nll": -math.log(1e-7)}
     for name, entry in result.items():
-        assert math.isnan(entry.value) != (0 <= entry.value <= 1), name
+        inside = lowest.get(name, 0) <= entry.value <= highest.get(name, 1) + 1e-12
+        assert math.isnan(entry.value) != inside, name
         assert bool(entry.reason) == math.isnan(entry.value)
     table = confusion(target, score)
     assert table.sum() == n and result["accuracy"].value == np.trace(table) / n
@@ -144,4 +168,141 @@ def test_small_splits_never_warn_and_stay_in_range(n, k, seed):
 def test_arguments_that_do_not_hold_together(target, score, classes, words):
     target = np.array(target, int if not target else None)
     with pytest.raises(ValueError, match=words):
-        classification_scores(target, np.array(score), classes)
+        task_scores("classify", target, np.array(score), classes)
+
+
+def test_binary_pr_auc_is_that_of_class_one():
+    target, score = predictions(90, 2, 8)
+    result = task_scores("classify", target, score, ("no", "yes"))
+    want = [sk.average_precision_score(target == i, score[:, i]) for i in range(2)]
+    assert result["pr_auc"].value == result["pr_auc/yes"].value == pytest.approx(want[1], abs=1e-12)
+    assert result["pr_auc/no"].value == pytest.approx(want[0], abs=1e-12) != want[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ordinal_values_equal_scikit_learn(seed):
+    target, score = predictions(120, 4, seed)
+    predicted = score.argmax(axis=1)
+    result = task_scores("ordinal", target, score, NAMES)
+    want = sk.cohen_kappa_score(target, predicted, weights="quadratic")
+    assert result["quadratic_kappa"].value == pytest.approx(want, abs=1e-12)
+    assert result["mae"].value == pytest.approx(sk.mean_absolute_error(target, predicted))
+    plain = task_scores("classify", target, score, NAMES)
+    assert result.keys() - plain.keys() == {"quadratic_kappa", "mae"}
+    assert all(result[name] == entry for name, entry in plain.items())
+
+
+def test_calibration_error_and_brier_equal_plain_loops():
+    target, score = predictions(200, 3, 5)
+    confidence, predicted = score.max(axis=1), score.argmax(axis=1)
+    error = 0.0
+    for low in range(15):
+        rows = [i for i in range(200) if low / 15 < confidence[i] <= (low + 1) / 15]
+        if rows:
+            right = sum(predicted[i] == target[i] for i in rows)
+            error += abs(right - sum(confidence[i] for i in rows)) / 200
+    brier = sum((score[i, c] - (target[i] == c)) ** 2 for i in range(200) for c in range(3)) / 200
+    result = task_scores("classify", target, score, NAMES[:3])
+    assert result["ece"].value == pytest.approx(error, abs=1e-12)
+    assert result["brier"].value == pytest.approx(brier, abs=1e-12)
+
+
+def test_brier_score_of_two_classes_is_that_of_scikit_learn():
+    target, score = predictions(120, 2, 3)
+    found = task_scores("classify", target, score, ("no", "yes"))["brier"].value
+    assert found == pytest.approx(sk.brier_score_loss(target, score[:, 1]), abs=1e-12)
+    finding = task_scores("multilabel", target[:, None], score[:, 1:], ("yes",))["brier"].value
+    assert found == pytest.approx(finding, abs=1e-12)
+    several = task_scores("classify", *predictions(120, 3, 3), ("a", "b", "c"))["brier"].value
+    truth, score = predictions(120, 3, 3)
+    want = sk.brier_score_loss(truth, score, labels=[0, 1, 2], scale_by_half=False)
+    assert several == pytest.approx(want, abs=1e-12)
+
+
+def test_certain_and_wrong_has_a_finite_nll():
+    result = task_scores("classify", np.array([0, 1]), np.array([[1.0, 0], [1, 0]]), ("a", "b"))
+    assert result["nll"].value == pytest.approx(-math.log(1e-7) / 2, rel=1e-6)
+
+
+def test_agreement_of_a_single_class_is_undefined():
+    score = np.array([[0.9, 0.1], [0.8, 0.2]])
+    result = task_scores("ordinal", np.array([0, 0]), score, ("a", "b"))
+    for name in ("mcc", "kappa", "quadratic_kappa"):
+        assert math.isnan(result[name].value)
+        assert result[name].reason == "every image is of class 'a'"
+    assert result["balanced_accuracy"].reason == "no image of class 'b'"
+    assert result["mae"].value == 0
+    result = task_scores("ordinal", np.array([0, 1]), score, ("a", "b"))
+    assert result["mcc"].reason == "every image was predicted as 'a'"
+    # Chance explains all of the agreement.
+    assert result["kappa"].value == result["quadratic_kappa"].value == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "recorded"),
+    [
+        ("classify", "multi-class"),
+        ("ordinal", "ordinal-regression"),
+        ("classify", "binary-class"),
+        ("multilabel", "multi-label, binary-class"),
+    ],
+)
+def test_auc_and_accuracy_equal_those_of_medmnist(task, recorded):
+    with np.load(GOLDEN) as file:
+        target, score = file[f"{recorded}/target"].astype(np.int32), file[f"{recorded}/score"]
+        auc, accuracy = file[f"{recorded}/auc_acc"]
+    names = [f"c{i}" for i in range(score.shape[1])]
+    target = target if task == "multilabel" else target[:, 0]
+    result = task_scores(task, target, score, names)
+    assert result["auc"].value == pytest.approx(auc, abs=1e-12)
+    assert result["accuracy"].value == pytest.approx(accuracy, abs=1e-12)
+
+
+def padded(task, seed, n=30):
+    """Random arguments of a task, the rows that count, and names."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random(n) < 0.7
+    mask[0] = True
+    if task == "segment":
+        target = rng.integers(0, 3, (n, 5, 6)).astype(np.uint8)
+        score = rng.dirichlet(np.ones(3), (n, 5, 6)).astype(np.float16)
+    elif task == "multilabel":
+        target, score = rng.integers(-1, 2, (n, 3)).astype(np.int8), rng.random((n, 3))
+    elif task == "regress":
+        target, score = rng.normal(size=(n, 3)), rng.normal(size=(n, 3))
+        target[rng.random((n, 3)) < 0.2] = np.nan
+    else:
+        target, score = rng.integers(0, 3, n), rng.dirichlet(np.ones(3), n)
+    return target, score, mask, ("a", "b", "c")
+
+
+@pytest.mark.parametrize("task", ["classify", "ordinal", "multilabel", "segment", "regress"])
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_changes_nothing(task, seed):
+    target, score, mask, names = padded(task, seed)
+    kept = task_scores(task, target[mask], score[mask], names)
+    # What padding holds does not matter, not even that it is no probability.
+    score[~mask] = np.nan
+    result = task_scores(task, target, score, names, mask=mask)
+    assert repr(result) == repr(kept)
+    score[~mask] = 1 / 3
+    assert repr(result) != repr(task_scores(task, target, score, names))
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.zeros(30, bool), "leaves no image"),
+        (np.ones(29, bool), "bool mask for 30"),
+        (np.ones(30, int), "bool mask"),
+    ],
+)
+def test_a_mask_that_does_not_fit(mask, words):
+    target, score, _, names = padded("classify", 0)
+    with pytest.raises(ValueError, match=words):
+        task_scores("classify", target, score, names, mask=mask)
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match="'detect'"):
+        task_scores("detect", np.zeros(1), np.zeros((1, 2)), ("a", "b"))

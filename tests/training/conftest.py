@@ -91,4 +91,4 @@ def pictures() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.arange(48, dtype=np.int32) % CLASSES
     noise = rng.integers(0, 60, (48, 16, 16, 1))
-    return {"image": (noise + 70 * labels[:, None, None, None]).astype(np.uint8), "label": labels}
+    return {"image": (noise + 70 * labels[:, None, None, None]).astype(np.uint8), "target": labels}

@@ -3,15 +3,11 @@
 import jax
 import numpy as np
 import pytest
-import scipy.special
-import sklearn.metrics
 
 from medtl_jax.errors import UserError
 from medtl_jax.models.inputs import normalize
 from medtl_jax.training.devices import check_batch_size, data_mesh
-from medtl_jax.training.inference import make_predict, negative_log_likelihood, probabilities
-
-LOGITS = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32) * 5
+from medtl_jax.training.inference import is_finite, make_predict
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +39,25 @@ def test_padding_changes_no_bit(network, tiny_variables, images):
     np.testing.assert_array_equal(predict(tiny_variables, jax.numpy.asarray(images)), whole)
 
 
-def test_probabilities_equal_scipy_and_survive_huge_logits():
-    found = probabilities(LOGITS)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, scipy.special.softmax(LOGITS.astype(float), -1), rtol=1e-12)
-    np.testing.assert_array_equal(probabilities(np.array([[1e30, 0]], np.float32)), [[1.0, 0.0]])
+def test_what_is_made_of_each_batch_is_joined(network, tiny_variables, images):
+    predict = make_predict(*network, data_mesh(4), 8)
+    whole, sizes = predict(tiny_variables, images[:13]), []
+
+    def largest(logits):
+        sizes.append(len(logits))
+        return logits.argmax(axis=-1).astype(np.uint8)
+
+    found = predict(tiny_variables, images[:13], largest)
+    assert sizes == [8, 8] and found.dtype == np.uint8 and found.shape == (13,)
+    np.testing.assert_array_equal(found, whole.argmax(axis=-1))
 
 
-def test_loss_equals_scikit_learn():
-    labels = np.array([0, 1, 2, 2, 1, 0])
-    wanted = sklearn.metrics.log_loss(labels, scipy.special.softmax(LOGITS.astype(float), -1))
-    assert negative_log_likelihood(LOGITS, labels) == pytest.approx(wanted, rel=1e-9)
-    assert negative_log_likelihood(np.array([[1e4, 0]], np.float32), np.array([1])) == 1e4
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_seen(value):
+    values = np.zeros((3, 2, 2), np.float16)
+    assert is_finite(values)
+    values[2, 1, 0] = value
+    assert not is_finite(values)
 
 
 def test_a_mesh_takes_all_devices_or_the_first():

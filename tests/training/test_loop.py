@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from medtl_jax.console import Console
-from medtl_jax.data.catalog import Split
+from medtl_jax.data.catalog import Dataset, DataSpec, Split
 from medtl_jax.errors import UserError
+from medtl_jax.objectives.task import Task
 from medtl_jax.training import loop
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.devices import data_mesh
 from medtl_jax.training.inference import make_predict
-from medtl_jax.training.loop import LoopSettings, best_epoch, fit
+from medtl_jax.training.loop import LoopSettings, check_splits, fit
+from medtl_jax.training.selection import best_epoch, best_so_far
 from medtl_jax.training.step import evaluation_variables
 
-CLASSES = ("low", "middle", "high")
+TASK = Task("classify", ("low", "middle", "high"))
 TIMINGS = ("seconds", "images_per_second")
 
 
@@ -26,35 +28,9 @@ def make_settings(**fields):
     return LoopSettings(**{**settings, "seed": 3, **fields})
 
 
-def log(name, values):
-    return [{"epoch": e, f"val_{name}": value} for e, value in enumerate(values, 1)]
-
-
-@pytest.mark.parametrize(
-    ("select", "values", "expected"),
-    [
-        ("loss", [3.0, 1.0, 2.0], 2),
-        ("loss", [1.0, 0.5, 0.5], 2),  # the earliest of equals
-        ("accuracy", [0.5, 0.9, 0.9, 0.1], 2),
-        ("auc", [None, 0.4, None, 0.6, 0.5], 4),
-        ("auc", [None, 0.5, 0.5], 2),
-        ("loss", [0.0, -0.0], 1),
-    ],
-)
-def test_best_epoch_by_hand(select, values, expected):
-    assert best_epoch(log(select, values), select) == expected
-
-
-def test_a_value_that_is_never_defined_is_one_line():
-    message = r"train.select=auc is undefined on the validation split; choose train.select=loss"
-    with pytest.raises(UserError, match=message):
-        best_epoch(log("auc", [None, None]), "auc")
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"select": "f1"}, r"train.select='f1' is not known; choose from loss, accuracy, auc"),
         ({"epochs": 0}, r"train.epochs must be at least 1"),
         ({"patience": -1}, r"train.patience and train.min_steps at least 0"),
         ({"min_steps": -1}, r"train.patience and train.min_steps at least 0"),
@@ -93,7 +69,6 @@ class Study:
     folder: object
     mesh: object
     settings: LoopSettings
-    classes: tuple = CLASSES
 
     def fit(self, **settings):
         """`(history, notes)` of a call with a state, a runner and checkpoints of its own."""
@@ -105,7 +80,7 @@ class Study:
                 self.training.state(),
                 parts,
                 self.splits,
-                self.classes,
+                TASK,
                 chosen,
                 {"high": lambda step: 0.5 / (1 + step)},
                 predict,
@@ -134,7 +109,7 @@ def make_study(tmp_path, make_training, pictures):
     def make(name, **fields):
         (tmp_path / name).mkdir()
         ids = np.array([f"{i}" for i in range(48)])
-        image, label = pictures["image"], pictures["label"]
+        image, label = pictures["image"], pictures["target"]
         splits = {
             "train": Split(image[:40], label[:40], ids[:40]),
             "val": Split(image[35:], label[35:], ids[35:]),
@@ -161,7 +136,7 @@ def test_a_resumed_run_equals_a_whole_one(make_study):
     assert notes[0] == "continuing after epoch 2"
     assert without_timings(resumed) == without_timings(history)
     assert without_timings(parts.lines()) == without_timings(history)
-    best = best_epoch(history, "loss")
+    best = best_epoch(history, "loss", TASK)
     np.testing.assert_array_equal(parts.predictions(best), whole.predictions(best))
 
 
@@ -173,11 +148,11 @@ def test_records_hold_what_happened(make_study):
         # 40 images in batches of 16 are 2.5, rounded to the even 2 steps an epoch.
         assert record["step"] == 2 * record["epoch"]
         assert record["lr_high"] == pytest.approx(0.5 / record["step"])
-        assert {"train_loss", "train_accuracy", "gradient_norm_low", "val_auc"} <= record.keys()
+        assert {"train_loss", "val_accuracy", "gradient_norm_low", "val_auc"} <= record.keys()
         assert record["seconds"] > 0
-    logits = study.predictions(best_epoch(history, "loss"))
-    labels = study.splits["val"].labels
-    chosen = history[best_epoch(history, "loss") - 1]
+    logits = study.predictions(best_epoch(history, "loss", TASK))
+    labels = study.splits["val"].target
+    chosen = history[best_epoch(history, "loss", TASK) - 1]
     assert chosen["val_accuracy"] == (logits.argmax(-1) == labels).mean()
 
 
@@ -187,8 +162,9 @@ def test_every_epoch_draws_its_own_steps_also_after_a_restart(make_study, monkey
     study = make_study("run")
     study.fit(epochs=2)
     study.fit(epochs=3)
-    # (seed, first step, steps, examples, batch size)
-    assert calls == [(3, 0, 2, 40, 16), (3, 2, 2, 40, 16), (3, 4, 2, 40, 16)]
+    # (seed, first step, steps, examples, batch size, groups)
+    wanted = [(3, 0, 2, 40, 16, None), (3, 2, 2, 40, 16, None), (3, 4, 2, 40, 16, None)]
+    assert calls == wanted
 
 
 def test_a_finished_run_is_not_trained_again(make_study):
@@ -198,10 +174,10 @@ def test_a_finished_run_is_not_trained_again(make_study):
     assert again == history
 
 
-def scripted(values):
-    """Stands for `validate`: the given losses, one an epoch."""
-    losses = iter(values)
-    return lambda *arguments: {"val_loss": next(losses), "val_accuracy": 0.5, "val_auc": None}
+def scripted(values, name="loss"):
+    """Stands for `validate`: the given values, one an epoch."""
+    found, others = iter(values), {"val_loss": 1.0, "val_accuracy": 0.5, "val_auc": None}
+    return lambda *arguments: {**others, f"val_{name}": next(found)}
 
 
 @pytest.mark.parametrize(
@@ -216,12 +192,44 @@ def test_early_stopping_by_hand(make_study, monkeypatch, patience, losses, epoch
     monkeypatch.setattr(loop, "validate", scripted(losses))
     study = make_study("run")
     history, notes = study.fit(epochs=5, patience=patience)
-    assert len(history) == epochs and best_epoch(history, "loss") == best
+    assert len(history) == epochs and best_epoch(history, "loss", TASK) == best
     stopped = f"stopped early: no better val loss in {patience} epochs"
     assert (stopped in notes) == (epochs < 5)
     # A stopped run that is started again stops again.
     monkeypatch.setattr(loop, "validate", scripted([-1.0]))
     assert study.fit(epochs=5, patience=patience)[0] == history
+
+
+def test_a_value_undefined_in_the_first_epochs_is_no_end(make_study, monkeypatch):
+    values = [None, None, 0.25, 0.5]
+    monkeypatch.setattr(loop, "validate", scripted(values, "mcc"))
+    whole, parts = make_study("whole"), make_study("parts")
+    # Two epochs without a better one, but nothing to be better than.
+    wanted = {"select": "mcc", "patience": 2}
+    history, notes = whole.fit(**wanted)
+    assert [record["val_mcc"] for record in history] == values
+    assert [line.endswith("best") for line in notes] == [False, False, True, True]
+    monkeypatch.setattr(loop, "validate", scripted(values, "mcc"))
+    begun, _ = parts.fit(**wanted, epochs=2)
+    assert best_so_far(begun, "mcc", TASK) is None
+    resumed, notes = parts.fit(**wanted)
+    assert notes[0] == "continuing after epoch 2"
+    assert without_timings(resumed) == without_timings(history)
+    np.testing.assert_array_equal(parts.predictions(4), whole.predictions(4))
+    with pytest.raises(UserError, match="no checkpoint of epoch 1"):
+        parts.predictions(1)
+
+
+def test_splits_without_what_the_selection_needs_are_refused(make_study):
+    study = make_study("run")
+    two = study.splits["val"]
+    two = dataclasses.replace(two, target=np.minimum(two.target, 1))
+    dataset = Dataset(DataSpec("set", "classify", TASK.classes), {**study.splits, "val": two})
+    check_splits(dataset, TASK, make_settings(select="mcc"))
+    with pytest.raises(UserError, match="auc is undefined: the validation split has no image of h"):
+        check_splits(dataset, TASK, make_settings(select="auc"))
+    with pytest.raises(UserError, match="select='dice' is no value of the task classify"):
+        check_splits(dataset, TASK, make_settings(select="dice"))
 
 
 def test_divergence_is_one_line(make_study, make_training):

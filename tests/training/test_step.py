@@ -32,10 +32,9 @@ INDICES = training_indices(0, 0, 20, 48, 16)
 def run(training, pictures, steps, *, devices=1, scan=False, seed=7):
     """The state after `steps` steps from the start, and the means that were logged."""
     mesh = data_mesh(devices)
-    runner = make_runner(training.parts, mesh, jax.random.key(seed), scan)
+    runner = make_runner(training.parts, mesh, jax.random.key(seed), pictures, scan)
     state = jax.device_put(training.state(), mesh.replicated)
-    data = jax.device_put(pictures, mesh.replicated)
-    return runner(state, data, INDICES[:steps], lambda done, total: None)
+    return runner(state, INDICES[:steps], lambda done, total: None)
 
 
 def stage_bytes(tree, stage):
@@ -96,13 +95,12 @@ def test_loss_and_logs_of_a_step_by_hand(make_training, pictures):
     )
     logits = np.asarray(logits, np.float64)
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    target = 0.9 * np.eye(3)[pictures["label"][:16]] + 0.1 / 3
+    target = 0.9 * np.eye(3)[pictures["target"][:16]] + 0.1 / 3
     wanted = -(target * log_probability).sum(-1).mean()
     step = jax.jit(functools.partial(train_step, parts=training.parts))
     _, logged = step(training.state(), batch, KEY)
     assert float(logged["count"]) == 16
     assert float(logged["loss"]) / 16 == pytest.approx(wanted, rel=1e-5)
-    assert float(logged["correct"]) == (logits.argmax(-1) == pictures["label"][:16]).sum()
     assert {name for name in logged if name.startswith("gradient")} == {
         "gradient_norm_low",
         "gradient_norm_high",
@@ -168,7 +166,7 @@ def test_training_learns(make_training, pictures):
     training = make_training()
     _, early = run(training, pictures, 5)
     _, all_steps = run(training, pictures, 20)
-    assert all_steps["loss"] < early["loss"] and all_steps["correct"] > 0.6
+    assert all_steps["loss"] < 0.9 * early["loss"]
 
 
 def smooth_optim():
@@ -206,7 +204,7 @@ def test_step_and_evaluation_run_under_strict_promotion(make_training):
     training = make_training(optim={"name": "sgd", "momentum": 0.9, **groups}, ema=0.9)
     shapes = {
         "image": jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((4,), jnp.int32),
+        "target": jax.ShapeDtypeStruct((4,), jnp.int32),
     }
     with jax.numpy_dtype_promotion("strict"):
         step = functools.partial(train_step, parts=training.parts)
@@ -263,7 +261,7 @@ def lite0_flops(frozen, low):
     state = jax.eval_shape(lambda variables: create_state(variables, parts), shapes)
     batch = {
         "image": jax.ShapeDtypeStruct((32, 128, 128, 1), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((32,), jnp.int32),
+        "target": jax.ShapeDtypeStruct((32,), jnp.int32),
     }
     step = jax.jit(functools.partial(train_step, parts=parts))
     flops = step.lower(state, batch, KEY).compile().cost_analysis()["flops"]

@@ -9,6 +9,7 @@ from medtl_jax.errors import UserError
 from medtl_jax.models import inputs
 from medtl_jax.models.inputs import InputSpec
 from medtl_jax.models.registry import list_models, model_spec, variable_shapes
+from medtl_jax.objectives.task import Task
 from medtl_jax.weights.hub import NO_CONFIG, config_path, read_input
 from medtl_jax.weights.pretrained import open_pretrained, save_weights
 from medtl_jax.weights.safetensors_files import write_safetensors
@@ -206,7 +207,7 @@ def test_a_file_of_ours_needs_no_config(tmp_path, config):
     path, spec = tmp_path / "model.safetensors", model_spec("lenet5")
     shapes = variable_shapes(spec.build(3), 28)["params"]["head"]
     head = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.items()}
-    save_weights(path, {"params": {"head": head}}, spec, ("a", "b", "c"))
+    save_weights(path, {"params": {"head": head}}, spec, Task("classify", ("a", "b", "c")))
     config_path(path).write_text(config)
     weights = open_pretrained(spec, path)
     assert (weights.input, weights.input_origin) == (spec.input, "as the file says")

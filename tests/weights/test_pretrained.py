@@ -14,6 +14,7 @@ from medtl_jax.errors import UserError
 from medtl_jax.models import inputs
 from medtl_jax.models.inputs import InputSpec
 from medtl_jax.models.registry import create_model, model_spec, variable_shapes
+from medtl_jax.objectives.task import Task
 from medtl_jax.weights.files import WeightFile, read_weights
 from medtl_jax.weights.pretrained import (
     OWN,
@@ -21,6 +22,7 @@ from medtl_jax.weights.pretrained import (
     fill,
     for_channels,
     open_pretrained,
+    rescale_heads,
     save_weights,
 )
 from medtl_jax.weights.safetensors_files import write_safetensors
@@ -29,6 +31,7 @@ from medtl_jax.weights.tables import namings
 
 LITE0 = "efficientnet_lite0"
 HEAD = ("params/head/.*",)
+ABU = Task("classify", ("a", "b", "ü"))
 
 
 def flat(tree) -> dict:
@@ -67,7 +70,7 @@ def lenet(tmp_path_factory) -> tuple[pathlib.Path, dict, str]:
     path = tmp_path_factory.mktemp("own") / "weights.safetensors"
     variables = drawn(shapes_of("lenet5", 3, in_chans=1, offset=True))
     spec = dataclasses.replace(model_spec("lenet5"), input=InputSpec((90.5,), (41.25,), True))
-    return path, variables, save_weights(path, variables, spec, ("a", "b", "ü"))
+    return path, variables, save_weights(path, variables, spec, ABU)
 
 
 def test_a_round_trip_is_equal_in_every_bit(lenet):
@@ -76,6 +79,7 @@ def test_a_round_trip_is_equal_in_every_bit(lenet):
     assert weights.input == InputSpec((90.5,), (41.25,), True)
     assert (weights.scheme, weights.file.sha256, weights.file.tensors) == (OWN, sha256, {})
     assert json.loads(weights.file.metadata["classes"]) == ["a", "b", "ü"]
+    assert weights.task == ABU
     merged, report = fill(shapes_of("lenet5", 3, in_chans=1, offset=True), weights)
     found, wanted = flat(merged), flat(variables)
     assert found.keys() == wanted.keys()
@@ -87,10 +91,70 @@ def test_a_round_trip_is_equal_in_every_bit(lenet):
 def test_a_round_trip_of_running_statistics(tmp_path):
     shapes = shapes_of("baseline_cnn", 2)
     variables = drawn(shapes)
-    save_weights(tmp_path / "w", variables, model_spec("baseline_cnn"), ("a", "b"))
+    save_weights(
+        tmp_path / "w", variables, model_spec("baseline_cnn"), Task("classify", ("a", "b"))
+    )
     merged, _ = fill(shapes, open_pretrained(model_spec("baseline_cnn"), tmp_path / "w"))
     assert len(jax.tree.leaves(merged["batch_stats"])) == 8
     assert jax.tree.all(jax.tree.map(np.array_equal, merged, variables))
+
+
+AGES = Task("regress", ("age", "area"), mean=(50.0, 3.0), std=(10.0, 0.5))
+
+
+def test_a_head_of_numbers_in_another_scale_gives_the_same_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    variables = {
+        "params": {
+            "head": {
+                "kernel": rng.standard_normal((6, 2), np.float32),
+                "bias": rng.standard_normal(2, np.float32),
+            },
+            "aux": {"classifier": {"kernel": rng.standard_normal((4, 2), np.float32)}},
+        }
+    }
+    save_weights(tmp_path / "w", variables, model_spec("lenet5"), AGES)
+    weights = open_pretrained(model_spec("lenet5"), tmp_path / "w")
+    assert weights.task == AGES
+    other = Task("regress", AGES.classes, mean=(40.0, -2.0), std=(20.0, 0.25))
+    rescaled = rescale_heads(weights, ("head", "aux/classifier"), other)
+    x = rng.standard_normal((5, 6), np.float32)
+
+    def predicted(found, task):
+        return task.score(x @ found.flat["params/head/kernel"] + found.flat["params/head/bias"])
+
+    np.testing.assert_allclose(predicted(rescaled, other), predicted(weights, AGES), rtol=1e-5)
+    assert rescaled.flat["params/head/bias"].dtype == np.float32
+    before, after = (w.flat["params/aux/classifier/kernel"] for w in (weights, rescaled))
+    np.testing.assert_allclose(after, before * [0.5, 2.0], rtol=1e-6)
+    assert "head, aux/classifier from the scale" in rescaled.adapted[0]
+    assert rescale_heads(weights, ("head",), AGES) is weights
+    assert not weights.adapted
+
+
+def test_weights_of_classes_have_no_scale(lenet):
+    weights = open_pretrained(model_spec("lenet5"), lenet[0])
+    assert rescale_heads(weights, ("head",), AGES) is weights
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 200_000, "its metadata describe no valid task"),
+        ('{"name": "classify"}', "its metadata describe no valid task"),
+        (json.dumps(AGES.to_card() | {"std": [0, 1]}), "its metadata describe no valid task"),
+        (json.dumps(AGES.to_card()), "its metadata name other classes than those of its task"),
+    ],
+)
+def test_a_damaged_task(tmp_path, text, reason):
+    metadata = {"format": OWN, "model": "lenet5", "classes": '["a"]', "input": json.dumps(GOOD)}
+    tensors = {"params/head/bias": np.zeros(2, np.float32)}
+    path = tmp_path / "weights"
+    write_safetensors(path, tensors, metadata | {"task": text})
+    message = refusal(lambda: open_pretrained(model_spec("lenet5"), path))
+    assert message == f"weights file {path}: {reason}"
+    write_safetensors(path, tensors, metadata)
+    assert open_pretrained(model_spec("lenet5"), path).task is None
 
 
 def test_a_file_for_another_model(lenet):

@@ -12,6 +12,7 @@ import pytest
 from medtl_jax.commands import printable, run_tool
 from medtl_jax.models import __main__ as models_tool
 from medtl_jax.models.registry import list_models, model_spec, variable_shapes
+from medtl_jax.objectives.task import Task
 from medtl_jax.weights import __main__ as weights_tool
 from medtl_jax.weights.pretrained import save_weights
 from medtl_jax.weights.safetensors_files import write_safetensors
@@ -62,7 +63,7 @@ def lenet(tmp_path_factory) -> tuple[pathlib.Path, str]:
         lambda leaf: rng.random(leaf.shape, np.float32), variable_shapes(spec.build(3), 28)
     )
     path = folder / "weights.safetensors"
-    return path, save_weights(path, variables, spec, ("a", "b", "c"))
+    return path, save_weights(path, variables, spec, Task("classify", ("a", "b", "c")))
 
 
 # ---- inspect -----------------------------------------------------------------------------------

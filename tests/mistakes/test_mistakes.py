@@ -10,77 +10,21 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from mistake_commands import (
+    ROOT,
+    STUDY,
+    TINY,
+    TrainingBegan,
+    class_folders,
+    folder_keys,
+    set_keys,
+    snapshot,
+    the_one_line,
+)
 
 from medtl_jax import runs
 from medtl_jax.training import loop
 from medtl_jax.weights.sources import find_weights
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-STUDY = f"--config={ROOT / 'configs' / 'finetune.py'}"
-# The smallest run that would train: whatever is refused is refused for the mistake alone.
-TINY = (
-    "--config.model.image_size=32",
-    "--config.data.phantom.train=16",
-    "--config.data.phantom.val=8",
-    "--config.data.phantom.test=8",
-    "--config.data.batch_size=8",
-    "--config.eval.batch_size=8",
-)
-
-
-class TrainingBegan(Exception):
-    """Raised where the first step would be built."""
-
-
-@pytest.fixture
-def launch(tmp_path, monkeypatch):
-    """The module `launch`, run from an empty folder, in a process that it may not change."""
-    monkeypatch.syspath_prepend(ROOT)
-    import launch
-
-    def refuse_to_train(*args):
-        raise TrainingBegan
-
-    monkeypatch.setattr(launch, "prepare_xla", lambda: None)
-    monkeypatch.setattr(launch, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(loop, "make_runner", refuse_to_train)
-    monkeypatch.chdir(tmp_path)
-    return launch
-
-
-@pytest.fixture
-def refusal(launch, tmp_path, capfd):
-    """`refuse(*arguments) -> message`: runs the command and checks all but the wording."""
-
-    def refuse(*arguments: str, study: tuple[str, ...] = (STUDY, *TINY)) -> str:
-        before = snapshot(tmp_path)
-        assert launch.run_command(["launch.py", *study, *arguments]) == 2
-        output, error = capfd.readouterr()
-        assert snapshot(tmp_path) == before
-        assert "Traceback" not in output
-        return the_one_line(error)
-
-    return refuse
-
-
-def the_one_line(error: str) -> str:
-    assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
-    return error.removeprefix("error: ").rstrip()
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, bytes | None]:
-    """Every path below `folder`, hidden ones too, with the content of the files."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
-def set_keys(**values) -> list[str]:
-    """`--config.a.b=value` for each `a__b=value`."""
-    return [f"--config.{key.replace('__', '.')}={value}" for key, value in values.items()]
-
 
 # ---- flags and values --------------------------------------------------------------------------
 
@@ -107,7 +51,7 @@ def set_keys(**values) -> list[str]:
         (set_keys(eval__batch_size=6), ["eval.batch_size=6 must be a positive multiple of the 4"]),
         (set_keys(eval__resamples=0), ["eval.resamples=0 must be at least 1"]),
         (set_keys(train__epochs=0), ["train.epochs=0 must be at least 1"]),
-        (set_keys(train__select="f1"), ["train.select='f1'", "loss, auc, accuracy"]),
+        (set_keys(train__select="dice"), ["train.select='dice'", "loss, ", "accuracy"]),
         (set_keys(train__devices=1000), ["train.devices=1000", "0 takes all"]),
         (set_keys(optim__low__weight_decay=-1), ["optim.low.weight_decay=-1.0 must be at least 0"]),
         (set_keys(optim__momentum=2), ["optim.momentum=2.0 must be at least 0 and at most 1"]),
@@ -152,6 +96,13 @@ def set_keys(**values) -> list[str]:
         (set_keys(model__weights="imagnet"), ["imagnet", "no such file", "imagenet, none"]),
         (set_keys(optim__high__lr=0), ["optim.high.lr=0.0 must be positive"]),
         (set_keys(optim__name="adamm"), ["optim.name='adamm'", "adamw, sgd, rmsprop"]),
+        (set_keys(task="detect"), ["task='detect' is not known", "classify, multilabel, ordinal"]),
+        (set_keys(eval__target_sensitivity=0), ["eval.target_sensitivity=0.0 must be more than 0"]),
+        (set_keys(eval__target_sensitivity=1.5), ["eval.target_sensitivity=1.5", "at most 1"]),
+        (set_keys(eval__surface_tolerance=-1), ["eval.surface_tolerance=-1.0 must be at least 0"]),
+        (set_keys(data__cache_gb=-1), ["data.cache_gb=-1.0 must be at least 0"]),
+        (set_keys(train__sampling="rare"), ["train.sampling='rare'", "uniform, balanced"]),
+        (set_keys(train__huber_delta=0), ["train.huber_delta=0.0 must be more than 0"]),
     ],
 )
 def test_flags_and_values(refusal, arguments, words):
@@ -180,20 +131,6 @@ def test_the_study_itself(refusal, tmp_path):
 
 
 # ---- data --------------------------------------------------------------------------------------
-
-
-def class_folders(root: pathlib.Path, classes=("cyst", "normal")) -> pathlib.Path:
-    for split in ("train", "val", "test"):
-        for label in classes:
-            (root / split / label).mkdir(parents=True)
-            for number in range(2):
-                grey = np.random.default_rng(number).integers(0, 256, (40, 40), np.uint8)
-                Image.fromarray(grey).save(root / split / label / f"{number}.jpg", quality=95)
-    return root
-
-
-def folder_keys(root: pathlib.Path) -> list[str]:
-    return set_keys(data__name="folder", data__dir=root)
 
 
 def huge_png(side: int) -> bytes:
