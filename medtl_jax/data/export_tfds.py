@@ -59,6 +59,13 @@ def write_tfds(
     return {"data.name": f"tfds/{path.name}", "data.dir": str(path.parent)}, kept
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """A description that is made here: TFDS would look for a published one of the same name."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks no server, and leaves no temporary folder behind."""
+
+
 class _SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes what the generators of a set's splits yield, in their order."""
 
@@ -80,7 +87,7 @@ class _SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         spec = self._spec
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description=f"{spec.name}, from {spec.source or 'an unnamed source'}.",
             features=self._features,
