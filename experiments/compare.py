@@ -129,6 +129,8 @@ def read_run(folder: pathlib.Path, name: str, split: str) -> ComparedRun:
     config, environment = (
         runs.read_json(folder / file) for file in (runs.CONFIG, runs.ENVIRONMENT)
     )
+    if config.get("experiment") == "predict":
+        raise UserError(f"{folder} has predictions without labels; name finetune or evaluate runs")
     if not runs.is_finished(folder):
         raise UserError(
             f"{folder} is not finished: it has no {runs.METRICS}; give its command again first"

@@ -53,7 +53,13 @@ def run(request: Request) -> None:
     with runs.hold(folder):
         notes = [f"Checkpoint of epoch {model.epoch} of {config['eval']['run']}."]
         # Another set's `val` is as good as any other split for what the run fitted on its own.
-        fitted_on = FITTED_ON if trained.is_own_data(config) else ""
+        own = trained.is_own_data(config)
+        fitted_on = FITTED_ON if own else ""
+        if not own:
+            notes.append(
+                "Not the run's own data: that none of these images was trained on is not checked."
+            )
+            console.note(f"note: {notes[-1]}")
         reporting.finish(
             request, environment, fitted, predictions, calibration, [], notes, fitted_on
         )

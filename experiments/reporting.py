@@ -74,7 +74,8 @@ def finish(
         calibration=card,
     )
     write_metrics(folder / runs.EVENTS, metrics, history[-1]["step"] if history else 0)
-    runs.write_json(folder / runs.METRICS, metrics)
+    # The order of the metrics is that of the tables, also when a finished run is shown again.
+    runs.write_json(folder / runs.METRICS, metrics, sort_keys=False)
     _say(folder, metrics, request.console)
 
 

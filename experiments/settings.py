@@ -108,7 +108,8 @@ def check_ranges(config: dict) -> None:
             )
     for key, known in _CHOICES.items():
         if flat[key] not in known:
-            raise UserError(f"{key}={flat[key]!r} is not known; choose from {', '.join(known)}")
+            names = ", ".join(name for name in known if name)
+            raise UserError(f"{key}={flat[key]!r} is not known; choose from {names}")
 
 
 def unused_settings(config: dict, task: str) -> list[str]:

@@ -150,7 +150,11 @@ def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:
     # Other sets than tables have a test split of their own.
     if data["name"] != "csv":
         return ()
-    return ("data.csv_split_column",) if data["csv_split_column"] else _OF_THE_TEST
+    if not data["csv_split_column"]:
+        return _OF_THE_TEST
+    # Known patients stay known: the intervals resample them.
+    patients = ("data.csv_patient_column",) if data["csv_patient_column"] else ()
+    return ("data.csv_split_column", *patients)
 
 
 def _run_config(folder: pathlib.Path) -> dict:

@@ -42,9 +42,9 @@ _PACKAGES = (
 _FIXED = {"data_sha256": "data", "weights_sha256": "weights", "checkpoint_sha256": "checkpoint"}
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: Any, *, sort_keys: bool = True) -> None:
     """Writes `value` to `path`, whole or not at all."""
-    write_file(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_file(path, json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
 def read_json(path: pathlib.Path, most_bytes: int = 10_000_000) -> dict[str, Any]:

@@ -58,7 +58,10 @@ def list_folder(
         if child.name.startswith(".") or child.name in SPLITS:
             continue
         if child.is_dir():
-            raise UserError(f"unexpected folder {child}: {root} may hold train, val and test only")
+            raise UserError(
+                f"unexpected folder {child}: {root} may hold train, val and test only, with the "
+                f"class folders in them, such as {root / 'test' / child.name}"
+            )
         if child.suffix.lower() in IMAGE_SUFFIXES:
             raise UserError(f"{child} lies outside the class folders: move it into one")
     present = {split for split in SPLITS if (root / split).is_dir()}

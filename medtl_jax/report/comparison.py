@@ -178,7 +178,7 @@ def _verdicts(comparison: Comparison) -> str:
         verdict = f"<b>{sign}{text(found.verdict)}</b>" if sign else text(found.verdict)
         cells = (
             verdict,
-            text(change) + _small(interval) + _small(found.reason),
+            text(change) + _small(interval) + _reason(found.reason),
             text(first),
             text(second),
             text(p) + _small(found.test),
@@ -188,6 +188,10 @@ def _verdicts(comparison: Comparison) -> str:
     head = ("metric", "verdict", "difference, 95 % interval", "first", "second", "p", "p (Holm)")
     heading = f"{comparison.second} (second) against {comparison.first} (first)"
     return subsection(heading, rich_table(head, rows))
+
+
+def _reason(words: str) -> str:
+    return f'<span class="small">{text(words)}</span>' if words else ""
 
 
 def _small(line: str) -> str:

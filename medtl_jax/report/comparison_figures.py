@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from medtl_jax.metrics.compare import (
     BETTER,
@@ -46,8 +47,11 @@ def comparison_figures(
     """
     names = [run.name for run in runs]
     caption = "Metrics of every run with 95 % intervals."
+    # The metrics of the verdict, where the paper's tables do not have them.
+    shown = (*CLASSIFICATION, *OTHERS)
+    leading = [name for name in comparisons[0].primary if name.partition("/")[0] not in shown]
     drawn = {
-        "classification": bars_figure(names, metrics, CLASSIFICATION, caption),
+        "classification": bars_figure(names, metrics, (*leading, *CLASSIFICATION), caption),
         "segmentation_regression": bars_figure(names, metrics, OTHERS, caption),
         "differences": forest_figure(comparisons),
     }
@@ -62,7 +66,7 @@ def bars_figure(
 ) -> Figure | None:
     """Returns the `chosen` metrics of the runs as bars, whiskers are the 95 % intervals.
 
-    None where the runs have none of them. Metrics whose best value is 1 share an axis.
+    None where no run has a value of any of them. Metrics whose best value is 1 share an axis.
 
     Args:
       names: of the runs.
@@ -70,7 +74,11 @@ def bars_figure(
       chosen: names of overall metrics.
       caption: of the figure.
     """
-    present = [metric for metric in chosen if any(metric in entries for entries in metrics)]
+    present = [
+        metric
+        for metric in chosen
+        if any(entries.get(metric, {}).get("value") is not None for entries in metrics)
+    ]
     if not present:
         return None
     figure, panels = _panels(present, len(names), caption)
@@ -91,10 +99,17 @@ def bars_figure(
         if panel[0][0] in BOUNDED:
             axes.set_xlim(min(0, axes.get_xlim()[0]), 1)
         axes.set_xlabel("value (95 % interval)")
-    for i, label in enumerate(labels):
-        style = {"color": PALETTE[i % len(PALETTE)], "hatch": _HATCHES[i // len(PALETTE)]}
-        panels[0][0].bar(0, 0, label=label, alpha=0.75, edgecolor="white", **style)
-    figure.legend(loc="outside upper left")
+    keys = [
+        Patch(
+            facecolor=PALETTE[i % len(PALETTE)],
+            hatch=_HATCHES[i // len(PALETTE)],
+            label=label,
+            alpha=0.75,
+            edgecolor="white",
+        )
+        for i, label in enumerate(labels)
+    ]
+    figure.legend(handles=keys, loc="outside upper left")
     return figure
 
 
