@@ -22,7 +22,14 @@ from medtl_jax.report.figures import View, draw_figures
 from medtl_jax.report.html import write_report
 from medtl_jax.report.predict import Predictions, write_predictions
 from medtl_jax.report.style import save_figures
-from medtl_jax.report.tables import BY_PATIENT, OBSERVER, main_split, metrics_table
+from medtl_jax.report.tables import (
+    BY_PATIENT,
+    HEADLINE,
+    OBSERVER,
+    main_split,
+    metrics_table,
+    split_label,
+)
 from medtl_jax.report.tensorboard import write_metrics
 
 
@@ -186,4 +193,7 @@ def say_finished(request: Request) -> None:
 def _say(folder: pathlib.Path, metrics: dict, console: Console) -> None:
     split = main_split(metrics)
     console.note(f"\n{split} split\n{metrics_table(metrics[split])}")
+    if second := metrics.get(split + OBSERVER):
+        shown = {name: second[name] for name in HEADLINE["segment"]}
+        console.note(f"\n{split_label(split + OBSERVER)}\n{metrics_table(shown)}")
     console.note(f"\nreport: {folder / 'report.html'}")
