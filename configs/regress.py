@@ -8,8 +8,8 @@ for each target, empty where unknown:
         --config.data.dir=labels.csv --config.data.csv_label_column=age \\
         --config.data.csv_patient_column=patient
 
-Expected for the age on 696 chest X-rays: MAE 8.7 years (guessing the mean 13.6) in about 6 minutes
-on 2 CPU cores; more in experiments/results/tasks.md. Targets are standardised inside; metrics and
+Expected for the age on 696 chest X-rays: MAE 8.7 years (guessing the mean 13.6) in 9 minutes on 2
+busy CPU cores; more in experiments/results/tasks.md. Targets are standardised inside; metrics and
 predictions are in their own units.
 """
 
