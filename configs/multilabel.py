@@ -9,8 +9,8 @@ each finding, and patients where they are known:
         --config.data.csv_patient_column=patient
 
 Expected on 696 chest X-rays: mean AUC 0.87 over the findings with 20 or more positives in
-6 minutes on 2 busy CPU cores; more in experiments/results/tasks.md. Left-right flips are off: the heart
-has a side.
+6 minutes on 2 busy CPU cores; more in experiments/results/tasks.md. Left-right flips are off: the
+heart has a side.
 """
 
 from configs import default

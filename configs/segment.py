@@ -10,8 +10,8 @@ the class of a pixel, or 0 and 255), with `id` in the place of {}:
         --config.data.csv_mask_format=masks/{}.png --config.data.classes=background,nucleus
 
 Expected on 460 images of nuclei at 256 px: Dice 0.88 (from scratch 0.87), trained in 22 minutes
-on 2 busy CPU cores; more in experiments/results/tasks.md. Flips in both directions are on: set them to 0
-where the direction matters.
+on 2 busy CPU cores; more in experiments/results/tasks.md. Flips in both directions are on: set
+them to 0 where the direction matters.
 """
 
 from configs import default
