@@ -14,7 +14,7 @@ from experiments.settings import unused_by_probe
 from experiments.study import Fitted, Request
 from medtl_jax import runs
 from medtl_jax.data.catalog import Array, Dataset
-from medtl_jax.metrics.calibration import FITTED_ON, fit_calibration
+from medtl_jax.metrics.calibration import FITTED_ON
 from medtl_jax.metrics.scores import task_scores
 from medtl_jax.models.backbone import HEAD
 from medtl_jax.objectives.task import make_task
@@ -76,14 +76,7 @@ def run(request: Request) -> None:
             _save(request, found)
         write_history(folder / "metrics.jsonl", [found.record])
         predictions = predict_splits(found.score, dataset, ("val", "test"))
-        calibration = fit_calibration(
-            task.name,
-            predictions["val"].target,
-            predictions["val"].score,
-            task.classes,
-            config["eval"]["target_sensitivity"],
-            predictions["val"].patients,
-        )
+        calibration = reporting.calibrate(config, task, predictions)
         reporting.finish(
             request,
             environment,

@@ -12,7 +12,7 @@ from experiments.settings import OWN_RATE, default_section
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.streams import is_streamed
-from medtl_jax.metrics.calibration import FITTED_ON, fit_calibration
+from medtl_jax.metrics.calibration import FITTED_ON
 from medtl_jax.models.backbone import SOURCE_HEAD
 from medtl_jax.models.registry import create_model, variable_shapes
 from medtl_jax.report.predict import predict_scores, predict_splits
@@ -174,14 +174,7 @@ def _report(request: Request, prepared: Prepared, history: list[dict]) -> None:
     predict = make_predict(parts.model, parts.spec, training.mesh, config["eval"]["batch_size"])
     score = functools.partial(predict_scores, predict, best, task=task)
     predictions = predict_splits(score, prepared.dataset, ("val", "test"))
-    calibration = fit_calibration(
-        task.name,
-        predictions["val"].target,
-        predictions["val"].score,
-        task.classes,
-        config["eval"]["target_sensitivity"],
-        predictions["val"].patients,
-    )
+    calibration = reporting.calibrate(config, task, predictions)
     measured = before and config["eval"]["drift"]
     drift = forgetting.measure_drift(request, prepared, before, best) if measured else None
     reporting.finish(

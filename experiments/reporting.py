@@ -13,7 +13,12 @@ from medtl_jax import runs
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
 from medtl_jax.metrics import calibration as calibrations
-from medtl_jax.metrics.calibration import Calibration, calibration_scores
+from medtl_jax.metrics.calibration import (
+    FITTED_ON,
+    Calibration,
+    calibration_scores,
+    fit_calibration,
+)
 from medtl_jax.metrics.patients import by_patient
 from medtl_jax.metrics.temperature import scaled
 from medtl_jax.metrics.thresholds import operating_scores
@@ -33,6 +38,15 @@ from medtl_jax.report.tables import (
     split_label,
 )
 from medtl_jax.report.tensorboard import write_metrics
+
+
+def calibrate(config: dict, task: Task, predictions: dict[str, Predictions]) -> Calibration:
+    """Temperature and operating points, fitted on the validation split alone."""
+    val = predictions[FITTED_ON]
+    sensitivity = config["eval"]["target_sensitivity"]
+    return fit_calibration(
+        task.name, val.target, val.score, task.classes, sensitivity, val.patients
+    )
 
 
 def finish(

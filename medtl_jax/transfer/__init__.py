@@ -1,1 +1,1 @@
-"""Transfer: frozen / low / high groups and their optimizers."""
+"""Transfer: groups, phases and optimizers; norms by group; kept features and probes; drift."""

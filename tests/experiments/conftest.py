@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 
+import digit_runs
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,3 +47,16 @@ def no_pictures_here():
     """The runs of one test draw no pictures."""
     with _without_pictures():
         yield
+
+
+@pytest.fixture(scope="module")
+def small_runs():
+    """The process of a module of small runs on digits, see `digit_runs.small_process`."""
+    with digit_runs.small_process():
+        yield
+
+
+@pytest.fixture(scope="module")
+def five(small_runs, tmp_path_factory):
+    """Digits 0 to 4, which most weights of these tests were trained on."""
+    return digit_runs.write_digits(tmp_path_factory.mktemp("five") / "digits.npz", 5, seed=1)

@@ -12,7 +12,6 @@ from digit_runs import (
     make_request,
     run,
     scores,
-    small_process,
     stopped_at,
     tensors,
     write_digits,
@@ -20,17 +19,7 @@ from digit_runs import (
 
 from medtl_jax import runs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def process():
-    with small_process():
-        yield
-
-
-@pytest.fixture(scope="module")
-def five(tmp_path_factory):
-    """Digits 0 to 4."""
-    return write_digits(tmp_path_factory.mktemp("five") / "digits.npz", 5, seed=1)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from digit_runs import make_request, small_process, write_digits
+from digit_runs import make_request
 
 from medtl_jax import runs
 from medtl_jax.errors import UserError
@@ -18,16 +18,7 @@ MODELS = {"lenet5": 28, "resnet18": 32, "efficientnet_lite0": 32, "googlenet": 2
 FIVE = tuple("01234")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process():
-    with small_process():
-        yield
-
-
-@pytest.fixture(scope="module")
-def five(tmp_path_factory):
-    """Digits 0 to 4."""
-    return write_digits(tmp_path_factory.mktemp("five") / "digits.npz", 5, seed=1)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 def settings(name, model, **more):

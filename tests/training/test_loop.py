@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from epoch_records import Notes, without_costs
 
-from medtl_jax.console import Console
 from medtl_jax.data.catalog import Dataset, DataSpec, Split
 from medtl_jax.errors import UserError
 from medtl_jax.objectives.task import Task
@@ -28,7 +28,6 @@ from medtl_jax.training.selection import best_epoch, best_so_far
 from medtl_jax.training.step import evaluation_variables
 
 TASK = Task("classify", ("low", "middle", "high"))
-TIMINGS = ("seconds", "cpu_seconds", "images_per_second", "compile_seconds")
 
 
 def make_settings(**fields):
@@ -55,17 +54,6 @@ def test_impossible_settings_are_refused(fields, message):
 )
 def test_small_sets_get_more_epochs(epochs, min_steps, steps, expected):
     assert make_settings(epochs=epochs, min_steps=min_steps).for_set(steps).epochs == expected
-
-
-class Notes(Console):
-    """A console that remembers."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +114,6 @@ def make_study(tmp_path, make_training, pictures):
     return make
 
 
-def without_timings(history):
-    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in history]
-
-
 def test_a_resumed_run_equals_a_whole_one(make_study):
     whole, parts = make_study("whole"), make_study("parts")
     history, notes = whole.fit()
@@ -140,8 +124,8 @@ def test_a_resumed_run_equals_a_whole_one(make_study):
     jsonl.write_text(jsonl.read_text() + '{"epoch": 3, "val_loss": -1.0}\n{"epo')
     resumed, notes = parts.fit()
     assert notes[0] == "continuing after epoch 2"
-    assert without_timings(resumed) == without_timings(history)
-    assert without_timings(parts.lines()) == without_timings(history)
+    assert without_costs(resumed) == without_costs(history)
+    assert without_costs(parts.lines()) == without_costs(history)
     best = best_epoch(history, "loss", TASK)
     np.testing.assert_array_equal(parts.predictions(best), whole.predictions(best))
 
@@ -220,7 +204,7 @@ def test_a_value_undefined_in_the_first_epochs_is_no_end(make_study, monkeypatch
     assert best_so_far(begun, "mcc", TASK) is None
     resumed, notes = parts.fit(**wanted)
     assert notes[0] == "continuing after epoch 2"
-    assert without_timings(resumed) == without_timings(history)
+    assert without_costs(resumed) == without_costs(history)
     np.testing.assert_array_equal(parts.predictions(4), whole.predictions(4))
     with pytest.raises(UserError, match="no checkpoint of epoch 1"):
         parts.predictions(1)

@@ -6,8 +6,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from epoch_records import Notes, without_costs
 
-from medtl_jax.console import Console
 from medtl_jax.data.catalog import Split
 from medtl_jax.objectives.task import Task
 from medtl_jax.training import loop, runner
@@ -19,14 +19,6 @@ from medtl_jax.training.runner import Feed
 from medtl_jax.training.step import Average, evaluation_variables
 
 TASK = Task("classify", ("low", "middle", "high"))
-TIMINGS = (
-    "seconds",
-    "cpu_seconds",
-    "images_per_second",
-    "compile_seconds",
-    "step_bytes",
-    "data_bytes",
-)
 # Two epochs each, of three steps.
 PHASES = (
     {"frozen": "stem,stage.,features", "low": "", "high": "head"},
@@ -34,17 +26,6 @@ PHASES = (
     {"frozen": "", "low": "stem,stage.,features", "high": "head"},
 )
 STEPS, EPOCHS = 3, 6
-
-
-class Notes(Console):
-    """A console that remembers."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +106,6 @@ def same(tree, other):
     return [np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs]
 
 
-def without_timings(history):
-    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in history]
-
-
 def test_a_phase_trains_its_stages_alone_with_a_fresh_optimizer_and_one_program(
     make_study, watched
 ):
@@ -178,7 +155,7 @@ def test_a_run_killed_at_a_boundary_or_within_a_phase_ends_as_a_whole_one(
     resumed, notes = killed.fit()
     assert notes[0] == f"continuing after epoch {lost - 1}"
     assert ("phase 2/3: stage2, features, head" in notes) == (lost == 3)
-    assert without_timings(resumed) == without_timings(history)
+    assert without_costs(resumed) == without_costs(history)
     assert all(same(killed.last(), whole.last()))
 
 
