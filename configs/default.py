@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
     config.model.keep_head = False  # also load the classifier; the classes must be the same
     config.model.in_chans = 0  # of the network's input; 0 = those of the images, 1 or 3
     config.model.image_size = 128  # pixels; images are resized to a square
+    # none | equalize (histogram equalisation) | clahe, of every image before it is normalised
+    config.model.contrast = "none"
     config.model.dropout = -1.0  # before the head; -1 = the network's own
     # Block i of n drops its residual with this rate times i / n; -1 = the network's own.
     config.model.drop_path = 0.0
@@ -145,18 +147,48 @@ def get_config() -> ConfigDict:
     config.optim.momentum = 0.9  # of sgd and rmsprop
     config.optim.warmup_epochs = 0.25
     config.optim.final_fraction = 0.0  # of the learning rate, where the cosine ends
-    for group, rate in (("low", 5e-4), ("high", 2e-3)):
+    # discriminator: of domain.method.
+    for group, rate in (("low", 5e-4), ("high", 2e-3), ("discriminator", 1e-3)):
         config.optim[group] = ConfigDict()
         config.optim[group].lr = rate
         config.optim[group].weight_decay = 1e-4
         config.optim[group].clip = 1.0  # norm of the group's gradient; 0 = off
 
-    config.augment = ConfigDict()  # 0 = off
+    config.augment = ConfigDict()  # of training images; 0 = off
+    # xray | ct | mri | ultrasound | fundus | dermoscopy | histology | photographs: sets all
+    # transforms (mixing and RandAugment stay) but those that the command line sets; "" = none.
+    config.augment.preset = ""
     config.augment.flip_horizontal = 0.5  # probability; 0 where left and right matter
     config.augment.flip_vertical = 0.0  # probability
+    config.augment.quarter_turns = 0.0  # probability of 90, 180 or 270 degrees
     config.augment.shift = 0.1  # at most this fraction of the side
+    config.augment.rotate = 0.0  # at most +- these degrees
+    config.augment.scale = 0.0  # factor 1 +- this
+    config.augment.shear = 0.0  # along each axis, at most +- these degrees
+    config.augment.crop = 0.0  # at most this part of the area is cut away, the rest enlarged
+    config.augment.elastic = 0.0  # smooth displacement, at most this fraction of the side
     config.augment.brightness = 0.2  # at most +- this fraction of the full range
     config.augment.contrast = 0.3  # factor 1 +- this
+    config.augment.gamma = 0.0  # exponent from 1 / (1 + this) to 1 + this
+    config.augment.hue = 0.0  # colour images: at most +- this fraction of the colour circle
+    config.augment.saturation = 0.0  # colour images: factor 1 +- this
+    # Colour images of stained tissue: factor 1 +- this of haematoxylin, eosin and DAB, each, and
+    # at most +- this in optical density.
+    config.augment.stain = 0.0
+    config.augment.bias_field = 0.0  # smooth shading by a factor of at most 1 + this
+    config.augment.clahe = 0.0  # at most this part of the way to the CLAHE image
+    config.augment.equalize = 0.0  # probability of histogram equalisation
+    config.augment.blur = 0.0  # Gaussian, its sigma at most this fraction of the side
+    config.augment.noise = 0.0  # Gaussian, its deviation at most this fraction of the full range
+    config.augment.cutout = 0.0  # side of the hole as a fraction of the image's
+    # Alpha of the Beta distribution of lambda (0.2 mixes little, 1 evenly); with both on, each
+    # batch draws one of them.
+    config.augment.mixup = 0.0
+    config.augment.cutmix = 0.0
+    # RandAugment: each image passes so many of the transforms above, flips, turns and crop aside,
+    # at their strengths times randaugment_strength; 0 = each image passes all.
+    config.augment.randaugment = 0
+    config.augment.randaugment_strength = 1.0
 
     config.train = ConfigDict()
     # At least this many epochs and this many updates: a small set gets more epochs.
@@ -181,6 +213,32 @@ def get_config() -> ConfigDict:
     # is evaluated, with exact statistics; needs train.ema=0. 0 = off.
     config.train.swa = 0.0
     config.train.devices = 0  # 0 = all of this machine
+
+    # Adaptation to a set whose labels are not used (they only score, if it has some): the data
+    # above are the source, and of the target only images are trained on.
+    config.domain = ConfigDict()
+    config.domain.target = ConfigDict()
+    # name and dir as in config.data, whose other keys hold for both; "" = no target. The phantom as
+    # the target of a phantom is the other scanner.
+    config.domain.target.name = ""
+    config.domain.target.dir = ""
+    # none, or one or several of dann, cdan, cdan_e, mmd, coral, mcc, entropy, each with a factor if
+    # wanted: "cdan_e + 0.1*mcc".
+    config.domain.method = "none"
+    # Peak of lambda, which rises as 2 / (1 + exp(-gamma p)) - 1 with the share p of the updates.
+    config.domain.strength = 1.0
+    config.domain.gamma = 10.0
+    # Statistics that the target's images meet in batch norms: source | own (domain-specific batch
+    # norm) | adabn (the source's are trained, the target's worked out for every evaluation) | auto
+    # (own where there is a method and the network has batch norms, else source).
+    config.domain.bn = "auto"
+    config.domain.affine = False  # with own and adabn: scale and bias of each domain too
+    # What dann, mmd and coral look at: "" (features), a stage, or logits.
+    config.domain.reads = ""
+    config.domain.width = 1024  # of the discriminator's two hidden layers
+    # Names the best epoch without target labels: source (train.select on the source's validation
+    # split), entropy, infomax, snd, dev.
+    config.domain.select = "infomax"
 
     config.probe = ConfigDict()  # extract: on features of the frozen network
     config.probe.kind = "linear"  # or knn

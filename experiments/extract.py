@@ -86,6 +86,7 @@ def run(request: Request) -> None:
             [{**found.record, "best": True}],
             [found.note],
             FITTED_ON,
+            train=dataset.splits["train"],
         )
 
 

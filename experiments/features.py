@@ -5,8 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.augmentation import say_augmentation
 from experiments.study import Fitted, Request
-from medtl_jax.augment.policy import make_augment
+from medtl_jax.augment.policy import drawing_settings, make_augment
 from medtl_jax.data.catalog import Dataset, Split
 from medtl_jax.models.backbone import HEAD
 from medtl_jax.training.devices import DataMesh
@@ -35,7 +36,7 @@ def kept_activations(
             batch_size=config["eval"]["batch_size"],
             views=views,
             augment=make_augment(config["augment"]),
-            augment_settings=config["augment"],
+            augment_settings=drawing_settings(config["augment"]),
             seed=config["seed"],
             note=request.console.note,
             advance=advance,
@@ -49,6 +50,8 @@ def probed_features(request: Request, fitted: Fitted, dataset: Dataset, mesh: Da
     With `transfer.views` each training image is there as often, differently augmented.
     """
     train, val = dataset.splits["train"], dataset.splits["val"]
+    if request.config["experiment"] == "extract" and request.config["transfer"]["views"]:
+        say_augmentation(request.config, request.console)
     views = request.config["transfer"]["views"]
     kept = kept_activations(request, fitted, train, HEAD, mesh, views)
     target = np.concatenate([train.target] * max(views, 1))

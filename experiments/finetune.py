@@ -5,7 +5,8 @@ import functools
 import json
 from collections.abc import Sequence, Set
 
-from experiments import forgetting, reporting, study
+from experiments import adaptation, forgetting, reporting, study
+from experiments.augmentation import resolve_augmentation
 from experiments.options import group_table
 from experiments.prepared import Prepared, prepare
 from experiments.settings import OWN_RATE, default_section
@@ -32,8 +33,9 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
 
     Where the study has no groups of its own they are `default_groups`; without pretrained weights
     there is nothing to keep or to move slowly, and every stage is in the group `high`. A csv with
-    masks is a segmentation.
+    masks is a segmentation. `augment.preset` sets the strengths that were not given.
     """
+    config = adaptation.resolve_domain(resolve_augmentation(config, given))
     masks = config["data"]["name"] == "csv" and config["data"]["csv_mask_column"]
     config = {**config, "task": config["task"] or ("segment" if masks else "")}
     model, groups = config["model"], config["transfer"]["groups"]
@@ -134,7 +136,7 @@ def _train(members: Sequence[tuple[Request, Prepared]]) -> list[list[dict]]:
     parts = members[0][1].parts
     size = members[0][0].config["eval"]["batch_size"]
     mesh = members[0][1].training.mesh
-    predict = make_predict(parts.model, parts.spec, mesh, size, parts.start)
+    predict = make_predict(members[0][1].network, parts.spec, mesh, size, parts.start)
     with contextlib.ExitStack() as stack:
         keepings = [_keeping(stack, request, prepared) for request, prepared in members]
         if len(members) == 1:
@@ -153,7 +155,8 @@ def _keeping(stack: contextlib.ExitStack, request: Request, prepared: Prepared) 
         reporting.begin_cost(request)
     if epoch is None and prepared.pretrained:
         state = prepared.state
-        checkpoints.save_initial({"params": state.params, "batch_stats": state.batch_stats})
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        checkpoints.save_initial(adaptation.for_source(variables))
     # Events after the last checkpoint are written anew.
     steps = prepared.environment["training"]["steps_per_epoch"]
     step = None if epoch is None else epoch * steps + 1
@@ -163,30 +166,38 @@ def _keeping(stack: contextlib.ExitStack, request: Request, prepared: Prepared) 
 
 def _report(request: Request, prepared: Prepared, history: list[dict]) -> None:
     """Takes the best epoch and writes predictions, figures and report."""
-    config, training, parts = request.config, prepared.training, prepared.parts
-    task, select = training.task, training.settings.select
-    chosen = best_epoch(history, select, task)
-    shapes = variable_shapes(parts.model, config["model"]["image_size"])
+    config, training, network = request.config, prepared.training, prepared.network
+    task, spec, validator = training.task, prepared.parts.spec, training.chosen_by
+    chosen = best_epoch(history, validator)
+    size = config["model"]["image_size"]
+    shapes = variable_shapes(network, size)
     with Checkpoints(request.folder / "checkpoints", read_only=True) as checkpoints:
-        best = checkpoints.restore_best(chosen, shapes)
+        kept = variable_shapes(adaptation.with_domains(config, network), size)
+        variables = checkpoints.restore_best(chosen, kept)
         before = checkpoints.restore_initial(shapes) if prepared.pretrained else None
-    save_weights(request.folder / runs.WEIGHTS, _without_source_head(best), parts.spec, task)
-    predict = make_predict(parts.model, parts.spec, training.mesh, config["eval"]["batch_size"])
-    score = functools.partial(predict_scores, predict, best, task=task)
+    best = adaptation.for_target(config, variables)
+    save_weights(request.folder / runs.WEIGHTS, _without_source_head(best), spec, task)
+    predict = make_predict(network, spec, training.mesh, config["eval"]["batch_size"])
+    source = adaptation.for_source(variables)
+    score = functools.partial(predict_scores, predict, source, task=task)
     predictions = predict_splits(score, prepared.dataset, ("val", "test"))
+    if prepared.domains:
+        score = functools.partial(predict_scores, predict, best, task=task)
+        predictions = adaptation.with_target(predictions, score, prepared.domains)
     calibration = reporting.calibrate(config, task, predictions)
     measured = before and config["eval"]["drift"]
-    drift = forgetting.measure_drift(request, prepared, before, best) if measured else None
+    drift = forgetting.measure_drift(request, prepared, before, source) if measured else None
     reporting.finish(
         request,
         prepared.environment,
-        study.Fitted(parts.model, parts.spec, best, task),
+        study.Fitted(network, spec, best, task),
         predictions,
         calibration,
         [{**record, "best": record["epoch"] == chosen} for record in history],
-        [f"Epoch {chosen} of {len(history)} chosen by validation {select}."],
+        [f"Epoch {chosen} of {len(history)} chosen by {validator.summary}."],
         FITTED_ON,
         drift,
+        prepared.dataset.splits["train"],
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence, Set
 
 from configs import default
 from experiments import finetune
+from experiments.augmentation import resolve_augmentation
 from experiments.ladder_cells import Cell, make_cells, overwritten_settings
 from experiments.ladder_checks import check_cells
 from experiments.ladder_requests import cell_request, named
@@ -47,11 +48,16 @@ _OF_THE_LADDER = {
 
 
 def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
-    """The config as it is, once all runs of the ladder are known to have one that can be used."""
+    """The config as it is, once all runs of the ladder are known to have one that can be used.
+
+    In the place of an `augment.preset` it has the strengths, which are then those of every run.
+    """
     flat, usual = (runs.flat_config(c) for c in (config, default.get_config().to_dict()))
     for key, instead in _OF_THE_LADDER.items():
         if flat[key] != usual[key]:
             raise UserError(f"{key}={flat[key]} has no effect in a ladder: set {instead}")
+    config = resolve_augmentation(config, given)
+    config = {**config, "augment": {**config["augment"], "preset": ""}}
     # A strategy may be another experiment, and one without weights leaves those of the others.
     make_cells(config, given - {"experiment", "model.weights"})
     return config

@@ -24,7 +24,7 @@ from medtl_jax.files import is_text
 from medtl_jax.metrics.seeds import Sampled, difference, judge, over_seeds, pick, sample_runs
 from medtl_jax.objectives.task import Task
 from medtl_jax.report.ladder import Cost, Ladder, Level, Rung
-from medtl_jax.training.selection import best_so_far
+from medtl_jax.training.selection import best_so_far, task_validator
 
 _MOST_BYTES = 100_000_000
 Samples = Mapping[str, Sequence[Sampled]]
@@ -193,10 +193,10 @@ def _differences(samples: Samples, reference: str) -> dict[str, dict]:
 
 def _validation(folder: pathlib.Path, select: str, task: Task) -> float | None:
     """The validation value `select` of the epoch that a run kept."""
-    key = f"val_{select}"
-    history = _history(folder / "metrics.jsonl", key)
-    best = best_so_far(history, select, task)
-    return None if best is None else history[best - 1][key]
+    validator = task_validator(select, task)
+    history = _history(folder / "metrics.jsonl", validator.key)
+    best = best_so_far(history, validator)
+    return None if best is None else history[best - 1][validator.key]
 
 
 def _history(path: pathlib.Path, key: str) -> list[dict]:

@@ -1,7 +1,8 @@
 """What a config asks of a training, checked as far as it can be without its data."""
 
 from experiments import study
-from medtl_jax.augment.policy import make_augment
+from experiments.adaptation import check_domain
+from experiments.augmentation import check_augmentation
 from medtl_jax.errors import UserError
 from medtl_jax.metrics.thresholds import check_sensitivity
 from medtl_jax.objectives.pretrain import check_pretrain, needs
@@ -49,7 +50,8 @@ def check_options_without_data(config: dict) -> None:
     study.check_image_size(config)
     check_sensitivity(config["eval"]["target_sensitivity"])
     check_bn(config["transfer"]["bn"])
-    make_augment(config["augment"])
+    check_augmentation(config)
+    check_domain(config)
     average(config, 1)
     if config["task"]:
         check_options(config["task"], config["train"])

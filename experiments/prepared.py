@@ -7,7 +7,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import numpy as np
 
-from experiments import source, study, trained
+from experiments import adaptation, source, study, trained
+from experiments.augmentation import check_for_data, mixing, say_augmentation
 from experiments.features import kept_activations, linear_probe, with_head
 from experiments.options import (
     average,
@@ -22,6 +23,10 @@ from experiments.settings import unused_settings
 from experiments.study import Fitted, Request
 from medtl_jax.augment.policy import make_augment
 from medtl_jax.data.catalog import Array, Dataset, Split
+from medtl_jax.data.domains import Domains, unlabelled
+from medtl_jax.domain.adversary import without_discriminator
+from medtl_jax.domain.alignment import TARGET_DOMAIN
+from medtl_jax.domain.statistics import of_domain, with_domain
 from medtl_jax.errors import UserError
 from medtl_jax.models.backbone import SOURCE_HEAD
 from medtl_jax.models.registry import variable_shapes
@@ -45,7 +50,14 @@ from medtl_jax.training.step import (
     evaluation_variables,
 )
 from medtl_jax.transfer.features import cache_start
-from medtl_jax.transfer.groups import FROZEN, HIGH, LOW, check_loaded, label_tree
+from medtl_jax.transfer.groups import (
+    DISCRIMINATOR,
+    FROZEN,
+    HIGH,
+    LOW,
+    check_loaded,
+    label_tree,
+)
 from medtl_jax.transfer.norm_policy import (
     frozen_norms,
     moving_statistics,
@@ -66,6 +78,8 @@ class Prepared:
     Attributes:
       training: what is trained, on what, and for how long.
       dataset: what is learned.
+      domains: that and the target it is adapted to; None where there is none.
+      network: as it is evaluated, with the batch statistics of one domain.
       classifier, source: task of the classifier that came with the weights and stays in the
         network, and the set it was made on; None where there is none.
       state: before the first step.
@@ -75,6 +89,8 @@ class Prepared:
 
     training: Training
     dataset: Dataset
+    domains: Domains | None
+    network: nn.Module
     classifier: Task | None
     source: Dataset | None
     state: TrainState
@@ -100,14 +116,19 @@ def prepare(request: Request) -> Prepared:
     classifier = begun.classifier if begun else source.source_task(config, weights)
     check_retention(config, classifier)
     dataset = read_training_data(request)
+    domains = None
+    if adaptation.wanted(config):
+        domains = adaptation.find_domains(config, dataset, console)
+        dataset = domains.source
     train = dataset.splits["train"]
     task = make_task(dataset.spec, train.target, config["train"]["ordinal"])
     groups = sampling_groups(task, train.target, config["train"]["sampling"])
     check_splits(dataset, task, settings)
     steps = settings.steps(len(train))
     settings = settings.for_set(steps)
+    adaptation.run_validator(config, task)
     total, firsts = settings.epochs * steps, first_epochs(plan, settings.epochs)
-    schedules = make_schedules(config["optim"], set(table.values()), total, steps)
+    schedules = make_schedules(config["optim"], {*table.values(), DISCRIMINATOR}, total, steps)
     new = _new_terms(config, task, train.target, total)
     console.note(f"training: {settings.epochs} epochs of {steps} steps")
     table = with_source_head(table, config)
@@ -121,25 +142,35 @@ def prepare(request: Request) -> Prepared:
         fitted = with_head(fitted, linear_probe(request, fitted, dataset, mesh))
     start = cache_start(fitted.network, fitted.spec, table) if caches(config) else ""
     pre = pretrain_terms(request, fitted, table, classifier, dataset, source_set, mesh, total)
+    across = adaptation.domain_terms(config, fitted)
+    widened = adaptation.widened(config, fitted, across)
     make_parts = functools.partial(
-        _step_parts, config, fitted, (*new, *pre), schedules, start, total, table
+        _step_parts, config, widened, (*new, *pre, *across), schedules, start, total, table
     )
     phases = tuple(
         TrainingPhase(first, make_parts(with_source_head(phase.table, config), first * steps))
         for phase, first in zip(plan, firsts, strict=True)
     )
-    feed, val = _feed(request, fitted, dataset, source_set, groups, start, mesh)
+    say_augmentation(config, console)
+    feed, val = _feed(request, fitted, dataset, source_set, domains, groups, start, mesh)
     environment = study.describe(request, dataset, task, card)
     if source_set:
         environment["source_sha256"] = source_set.checksum()
     environment["training"] = {"epochs": settings.epochs, "steps_per_epoch": steps}
     training = Training(phases, feed, val, task, settings, schedules, mesh)
+    evaluated = _evaluated(config, fitted, training)
+    training = dataclasses.replace(training, evaluated=evaluated)
+    if domains:
+        environment["target"] = adaptation.target_card(domains)
+        training = adaptation.judged_training(config, fitted, training, domains)
     return Prepared(
-        training=dataclasses.replace(training, evaluated=_evaluated(config, training)),
+        training=training,
         dataset=dataset,
+        domains=domains,
+        network=fitted.network,
         classifier=classifier,
         source=source_set,
-        state=create_state(fitted.variables, phases[0].parts, anchored=bool(pre)),
+        state=create_state(widened.variables, phases[0].parts, anchored=bool(pre)),
         table=table,
         environment=environment,
         pretrained=config["model"]["weights"] != "none",
@@ -178,6 +209,11 @@ def make_network(
     config, console = request.config, request.console
     read = begun.input if begun else study.input_spec(config, channels, weights)
     model, spec = study.make_model(config, task, read, classifier)
+    if weights is not None and weights.input.contrast != read.contrast:
+        console.note(
+            f"note: the weights were trained on images of model.contrast={weights.input.contrast}"
+            f", this run reads them with {read.contrast}"
+        )
     if begun:
         console.note("weights: those of the last checkpoint; model.weights is not needed again")
         return Fitted(model, spec, _begun_variables(request, model), task), begun.weights
@@ -216,6 +252,7 @@ def read_training_data(request: Request) -> Dataset:
             f"{dataset.spec.name} has a mask for each image: set --config.task=segment, so that "
             "the network has a decoder"
         )
+    check_for_data(config, dataset)
     for line in unused_settings(config, dataset.spec.task):
         console.note(f"note: {line}")
     return dataset
@@ -257,8 +294,13 @@ def _step_parts(
     `run_table` has those of the whole training.
     """
     transfer, params = config["transfer"], fitted.variables["params"]
-    labels = label_tree(params, table, frozen_norms(table, transfer["bn"]))
-    used = {group: rate for group, rate in schedules.items() if group in table.values()}
+    beside = {DISCRIMINATOR: DISCRIMINATOR} if DISCRIMINATOR in params else {}
+
+    def labelled(table):
+        return label_tree(params, {**table, **beside}, frozen_norms(table, transfer["bn"]))
+
+    labels, learning = labelled(table), {*table.values(), *beside}
+    used = {group: rate for group, rate in schedules.items() if group in learning}
     scales = layer_scales(fitted.spec.stages, table, transfer["layer_decay"])
     new = study.new_parts(config)
     return StepParts(
@@ -269,12 +311,15 @@ def _step_parts(
         labels=labels,
         terms=terms,
         augment=make_augment(config["augment"]),
+        mix=mixing(config),
         average=average(config, total),
         norms=lambda step: norm_modes(table, transfer["bn"], step, total),
         start=start,
         teacher="teacher" in needs(transfer["pretrain_loss"]),
+        adaptation=adaptation.strength(config, total),
+        target_domain=adaptation.target_domain(config),
         run_table=run_table,
-        run_labels=label_tree(params, run_table, frozen_norms(run_table, transfer["bn"])),
+        run_labels=labelled(run_table),
     )
 
 
@@ -283,6 +328,7 @@ def _feed(
     fitted: Fitted,
     dataset: Dataset,
     source_set: Dataset | None,
+    domains: Domains | None,
     groups: np.ndarray | None,
     start: str,
     mesh: DataMesh,
@@ -295,9 +341,10 @@ def _feed(
         if "source_data" in needs(config["transfer"]["pretrain_loss"]):
             old = source_set.splits["train"]
             sets["source"] = {"image": old.images, "target": old.target}
+        if adaptation.trains_on_target(config):
+            other = unlabelled(domains.target.splits["train"])
+            sets[TARGET_DOMAIN] = {"image": other.images, "target": other.target}
         return Feed(sets, groups), val
-    if not views and any(config["augment"].values()):
-        request.console.note("note: cached features are not augmented; set transfer.views for that")
     limit = config["data"]["cache_gb"] * _GIB
     kept = _held(kept_activations(request, fitted, train, start, mesh, views), limit)
     target = np.concatenate([train.target] * max(views, 1))
@@ -311,7 +358,7 @@ def _held(array: np.memmap, limit_bytes: float) -> np.ndarray:
     return np.array(array) if array.nbytes <= limit_bytes else array
 
 
-def _evaluated(config: dict, training: Training) -> Callable[[TrainState], dict]:
+def _evaluated(config: dict, fitted: Fitted, training: Training) -> Callable[[TrainState], dict]:
     """What an epoch is validated with: the average of the states, with exact statistics if asked.
 
     A mean of weights has statistics of its own (stochastic weight averaging, Izmailov et al. 2018,
@@ -328,8 +375,15 @@ def _evaluated(config: dict, training: Training) -> Callable[[TrainState], dict]
         stages = set(affected(parts.table, config["transfer"]["bn"]))
         if not stages:
             return lambda variables: variables
-        own = make_reestimate(parts.model, parts.spec, stages, training.mesh, parts.start)
-        return lambda variables: own(variables, feed.sets["train"]["image"], batches)
+        own = make_reestimate(fitted.network, parts.spec, stages, training.mesh, parts.start)
+
+        def of_source(variables):
+            plain = own(of_domain(variables, 0), feed.sets["train"]["image"], batches)
+            return with_domain(variables, 0, plain)
+
+        return of_source
 
     by_phase = [exact(phase.parts) for phase in training.phases]
-    return lambda state: by_phase[int(state.phase)](evaluation_variables(state))
+    return lambda state: by_phase[int(state.phase)](
+        without_discriminator(evaluation_variables(state))
+    )

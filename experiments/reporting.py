@@ -7,10 +7,12 @@ import pathlib
 import jax
 import numpy as np
 
+from experiments.augmentation import augmentation_lines, draw_sheet
 from experiments.explaining import explain
 from experiments.study import Effort, Fitted, Request
 from medtl_jax import runs
 from medtl_jax.console import Console
+from medtl_jax.data.catalog import Split
 from medtl_jax.errors import UserError
 from medtl_jax.metrics import calibration as calibrations
 from medtl_jax.metrics.calibration import (
@@ -59,6 +61,7 @@ def finish(
     notes: list[str],
     fitted_on: str,
     drift: dict | None = None,
+    train: Split | None = None,
 ) -> None:
     """Writes predictions, figures, report and, last of all, `metrics.json`; prints the table.
 
@@ -71,6 +74,8 @@ def finish(
         where that run was interrupted.
       fitted_on: the split of `predictions` that it was fitted on; `""` where none of them is, as
         of other data than the run's.
+      drift: the content of `drift.json`, None where nothing was measured.
+      train: the training images, to show how they were augmented; None where nothing was trained.
     """
     folder, config, task = request.folder, request.config, fitted.task
     write_predictions(folder / "predictions.npz", predictions)
@@ -85,6 +90,10 @@ def finish(
     if not request.brief:
         shown = (predictions, metrics, history, calibration, fitted_on, drift)
         drawn = _draw(request, fitted, *shown)
+        lines = augmentation_lines(config) if train is not None else []
+        if lines:
+            drawn["augmentation"] = draw_sheet(config, fitted, train)
+        save_figures(drawn, folder / "figures")
         write_report(
             folder / "report.html",
             title=f"{config['experiment']}: {environment['data']['name']}",
@@ -98,6 +107,7 @@ def finish(
             notes=[*notes, *patient_notes],
             calibration=card,
             drift=drift,
+            augmentation=lines,
         )
         write_metrics(folder / runs.EVENTS, metrics, history[-1]["step"] if history else 0)
     # The order of the metrics is that of the tables, also when a finished run is shown again.
@@ -115,7 +125,7 @@ def _draw(
     fitted_on: str,
     drift: dict | None,
 ) -> dict:
-    """The figures of the main split, which are saved as files too."""
+    """The figures of the main split."""
     task, split = fitted.task, main_split(metrics)
     scaling = calibration if split != fitted_on else None
     view = _view(task, predictions[split], metrics[split], history, scaling)
@@ -126,9 +136,7 @@ def _draw(
     view = dataclasses.replace(view, explanations=explained, thresholds=thresholds)
     drawn = draw_figures(task.name, view)
     changed = drift_figure(drift) if drift else None
-    drawn |= {"drift": changed} if changed else {}
-    save_figures(drawn, request.folder / "figures")
-    return drawn
+    return drawn | ({"drift": changed} if changed else {})
 
 
 def begin_cost(request: Request) -> None:

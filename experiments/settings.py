@@ -6,6 +6,7 @@ import reprlib
 from configs import default
 from medtl_jax.data.catalog import TASKS
 from medtl_jax.errors import UserError
+from medtl_jax.models.inputs import CONTRASTS
 from medtl_jax.runs import flat_config
 
 # In the place of a rate: that of the network's own definition.
@@ -39,6 +40,11 @@ _RANGES = {
     "optim.low.clip": (0, math.inf),
     "optim.high.weight_decay": (0, math.inf),
     "optim.high.clip": (0, math.inf),
+    "optim.discriminator.weight_decay": (0, math.inf),
+    "optim.discriminator.clip": (0, math.inf),
+    "domain.strength": (0, math.inf),
+    "domain.gamma": (0, math.inf),
+    "domain.width": (1, 65_536),
     "train.epochs": (1, 100_000),
     "train.min_steps": (0, 10_000_000),
     "train.epoch_steps": (0, 10_000_000),
@@ -75,15 +81,19 @@ _OF_STEPS = (
     "train.focal_gamma",
     "train.logit_adjustment",
     "train.swa",
+    "augment.mixup",
+    "augment.cutmix",
 )
 _CHOICES = {
     "task": ("", *TASKS),
     "model.compute": ("float32", "bfloat16"),
+    "model.contrast": CONTRASTS,
     "optim.name": ("adamw", "sgd", "rmsprop"),
     "train.class_weights": ("none", "balanced"),
     "train.sampling": ("uniform", "balanced"),
     "train.ordinal": ("corn", "cumulative"),
     "transfer.cache": ("none", "prefix"),
+    "domain.bn": ("auto", "source", "own", "adabn"),
     "probe.kind": ("linear", "knn"),
 }
 

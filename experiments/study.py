@@ -191,6 +191,9 @@ def open_weights(config: dict, console: Console) -> Pretrained | None:
 def input_spec(config: dict, channels: int, weights: Pretrained | None) -> InputSpec:
     """What the network reads: `config.model.in_chans` channels, normalised as the weights say.
 
+    Their contrast is enhanced as `config.model.contrast` says, whatever the weights were trained
+    on.
+
     Args:
       channels: of the images, which `in_chans` = 0 asks for. A grey image may be read as three
         equal channels, but not the other way around: `read_data` turns colour into grey.
@@ -201,11 +204,12 @@ def input_spec(config: dict, channels: int, weights: Pretrained | None) -> Input
         raise UserError(
             f"model.in_chans={wanted}, but the images have {channels} channels; leave it at 0"
         )
+    contrast = config["model"]["contrast"]
     if weights is not None:
-        return adapted_input(weights.input, wanted)
+        return dataclasses.replace(adapted_input(weights.input, wanted), contrast=contrast)
     # Weights that are drawn have no RGB past to make up for.
     own = model_spec(config["model"]["name"]).input
-    return dataclasses.replace(adapted_input(own, wanted), offset=False)
+    return dataclasses.replace(adapted_input(own, wanted), offset=False, contrast=contrast)
 
 
 def make_model(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments import settings, study
+from experiments.adaptation import for_target, run_validator, with_domains
 from experiments.ladder_folder import check_no_ladder
 from experiments.study import Fitted
 from medtl_jax import runs
@@ -263,14 +264,16 @@ def open_run(folder: pathlib.Path) -> TrainedModel:
         )
     study.check_image_size(config)
     network, spec = study.make_model(config, card.task, card.input, card.classifier)
-    shapes = variable_shapes(network, config["model"]["image_size"])
+    kept = with_domains(config, network)
+    shapes = variable_shapes(kept, config["model"]["image_size"])
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         select = config["train"]["select"]
         if select not in card.task.selection:
             raise UserError(f"{folder / runs.CONFIG}: train.select={select!r} is none of the task")
-        history = _check_history(checkpoints.history(), select, folder)
-        epoch = best_epoch(history, select, card.task)
-        variables = checkpoints.restore_best(epoch, shapes)
+        validator = run_validator(config, card.task)
+        history = _check_history(checkpoints.history(), validator.key, folder)
+        epoch = best_epoch(history, validator)
+        variables = for_target(config, checkpoints.restore_best(epoch, shapes))
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
@@ -320,8 +323,7 @@ def read_calibration(folder: pathlib.Path, task: Task) -> Calibration | None:
     return calibration.from_json(task.name, runs.read_json(path), task.classes, str(path))
 
 
-def _check_history(history, select: str, folder: pathlib.Path) -> list[dict]:
-    key = f"val_{select}"
+def _check_history(history, key: str, folder: pathlib.Path) -> list[dict]:
     valid = isinstance(history, list) and all(
         isinstance(record, dict)
         and record.get("epoch") == number

@@ -32,7 +32,7 @@ _BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
+class Layout:
     """What a file holds, by its headers.
 
     Attributes:
@@ -52,9 +52,11 @@ class _Layout:
     floats: bool = False
 
     def images_of(self, split: str) -> str:
+        """The name of a split's array of images."""
         return self.images.format(split)
 
     def labels_of(self, split: str) -> str:
+        """The name of a split's array of labels."""
         return self.labels.format(split)
 
 
@@ -112,7 +114,7 @@ def load_npz(
             _check_divided(taken, classes, layout.task, complete, plan.train_fraction, path)
             parts = {}
             for source in sources:
-                images = _read_images(archive, layout.images_of(source), path)
+                images = read_images(archive, layout.images_of(source), path)
                 ids = np.array([f"{source}/{index:06d}" for index in range(len(images))])
                 for split, chosen in rows[source].items():
                     # A copy only where some images are left out.
@@ -142,7 +144,7 @@ def _resized(target: np.ndarray, task: str, image_size: int) -> np.ndarray:
 def _choose_rows(
     target: dict[str, np.ndarray],
     classes: tuple[str, ...],
-    layout: _Layout,
+    layout: Layout,
     splits: tuple[str, ...],
     plan: TrainPlan,
     path: str,
@@ -184,7 +186,7 @@ def _check_divided(
         check_known(task, parts["val"], classes, str(path), "val")
 
 
-def _find_layout(archive: zipfile.ZipFile, path: Path) -> _Layout:
+def find_layout(archive: zipfile.ZipFile, path: Path) -> Layout:
     """Returns the layout whose names the file has, the splits with an array in it, or UserError."""
     present = {name.removesuffix(".npy") for name in archive.namelist()}
     found = []
@@ -192,7 +194,7 @@ def _find_layout(archive: zipfile.ZipFile, path: Path) -> _Layout:
         keys = {split: {images.format(split), labels.format(split)} for split in SPLITS}
         splits = tuple(split for split in SPLITS if keys[split] & present)
         if splits:
-            found.append(_Layout(images, labels, splits))
+            found.append(Layout(images, labels, splits))
     if len(found) != 1:
         fault = "has the arrays of both layouts" if found else "has no array of either layout"
         names = ", or ".join(" and ".join(pair) for pair in _LAYOUTS)
@@ -205,16 +207,16 @@ def _find_layout(archive: zipfile.ZipFile, path: Path) -> _Layout:
 
 def _check_layout(
     archive: zipfile.ZipFile, splits: tuple[str, ...], task: str, path: Path
-) -> _Layout:
+) -> Layout:
     """Returns the file's layout; UserError unless fitting arrays are declared."""
-    layout = _find_layout(archive, path)
+    layout = find_layout(archive, path)
     sources = splits_to_read(splits, layout.splits)
     wanted = [key for name in sources for key in (layout.images_of(name), layout.labels_of(name))]
     present = set(archive.namelist())
     missing = [key for key in wanted if f"{key}.npy" not in present]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)} (needed here: {', '.join(wanted)})")
-    headers = {key: _read_header(archive, key) for key in wanted}
+    headers = {key: read_header(archive, key) for key in wanted}
     declared = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values())
     limit = min(MAX_NPZ_BYTES, physical_memory())
     if declared > limit:
@@ -227,7 +229,7 @@ def _check_layout(
     task = task_of_labels(first_labels, headers[first_labels][0], task, path)
     for name in sources:
         images, labels = layout.images_of(name), layout.labels_of(name)
-        _check_images(images, *headers[images], path)
+        check_images(images, *headers[images], path)
         _check_labels(labels, *headers[labels], task, shape, path)
         found, counted = headers[images], headers[labels][0][0]
         if found[0][0] != counted:
@@ -245,13 +247,15 @@ def _check_layout(
     )
 
 
-def _read_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
+def read_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and dtype that an array's header declares."""
     entry = archive.getinfo(f"{key}.npy")
     with archive.open(entry) as stream:
         return read_npy_header(stream, key, entry.file_size)
 
 
-def _check_images(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+def check_images(key: str, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+    """Raises UserError unless an array of this shape and dtype is one of images."""
     if dtype != np.uint8 and dtype.kind != "f":
         raise UserError(f"{path}: {key} must be uint8, or floats of 0..1, not {dtype}")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
@@ -282,7 +286,7 @@ def _check_filled(key: str, shape: tuple[int, ...], path: Path) -> None:
         raise UserError(f"{path}: {key} is empty (shape {shape})")
 
 
-def _read_images(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
+def read_images(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
     """Returns uint8 `[n, h, w]` or `[n, h, w, c]`; UserError for floats outside 0..1."""
     images = _read_array(archive, key)
     if images.dtype == np.uint8:

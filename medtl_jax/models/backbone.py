@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from medtl_jax.models.layers import LayerSettings
-from medtl_jax.models.norms import Update
+from medtl_jax.models.norms import InDomain, Update
 from medtl_jax.models.unet import DECODER, Decoder, PixelHead
 
 HEAD = "head"
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         `dropout` is that of the deepest map's channels.
       source_classes: width of a second classifier named `source_head` on the same features, whose
         logits are `out["source_logits"]`; 0 = there is none.
-      momentum, eps, dtype: see `LayerSettings`.
+      momentum, eps, dtype, domains, domain_affine: see `LayerSettings`.
     """
 
     num_classes: int
@@ -57,6 +57,8 @@ class Backbone(nn.Module):
     momentum: float = 0.9
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    domains: int = 1
+    domain_affine: bool = False
 
     # Whether `drop_path` has anything to drop.
     has_residuals = False
@@ -66,7 +68,7 @@ class Backbone(nn.Module):
     @property
     def settings(self) -> LayerSettings:
         """What the layers have in common."""
-        return LayerSettings(self.momentum, self.eps, self.dtype)
+        return LayerSettings(self.momentum, self.eps, self.dtype, self.domains, self.domain_affine)
 
     def trunk(self) -> Iterator[tuple[str, nn.Module]]:
         """The stages in forward order; each is called as `stage(x, update=...)`.
@@ -96,15 +98,15 @@ class Backbone(nn.Module):
           image: normalised; with `start`, the map before that part, or the features `[b, d]`.
           train: dropout acts and the batch norms use the batch's statistics, which then move.
           frozen: parts of the network for which `train` does not hold.
-          domain: whose statistics the batch norms use.
+          domain: whose statistics the batch norms use and move, one of `domains`; static.
           taps: stage -> what is added to its map, of the same shape. The derivative with respect
             to a tap of zeros is that with respect to the map.
           norms: part -> what the batch norms do while it trains, see `norms.BatchNorm`; those of
             the parts not named use the batch's statistics.
           start: the first part to be run: a stage, or `head`. What comes before it is not in `out`.
         """
-        if domain != 0:
-            raise ValueError(f"domain {domain}: this model keeps the statistics of domain 0 alone")
+        if domain not in range(self.domains):
+            raise ValueError(f"domain {domain}: this model keeps the statistics of {self.domains}")
         trunk, out = list(self.trunk()), {}
         names = [name for name, _ in trunk]
         if start and (start not in (*names, HEAD) or self.decoder):
@@ -113,7 +115,8 @@ class Backbone(nn.Module):
             raise ValueError(f"an image of {image.shape[-1]} channels, in_chans={self.in_chans}")
 
         def update(name):
-            return train and name not in frozen and (norms or {}).get(name, True)
+            how = train and name not in frozen and (norms or {}).get(name, True)
+            return InDomain(domain, how) if domain else how
 
         heads = self.auxiliary_heads() if self.auxiliary else {}
         x = image = image.astype(self.dtype)

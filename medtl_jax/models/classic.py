@@ -113,6 +113,7 @@ class LeNetStage(nn.Module):
 
     width: int
     first: bool
+    norm: bool
     activation: Activation
     offset: bool
     settings: LayerSettings
@@ -127,7 +128,7 @@ class LeNetStage(nn.Module):
             5,
             padding=padding,
             use_bias=True,
-            norm=False,
+            norm=self.norm,
             activation=self.activation,
             offset=self.offset,
             settings=self.settings,
@@ -165,15 +166,23 @@ class LeNet5(Backbone):
 
     activation: Activation = scaled_tanh
 
+    # Whether a batch norm follows each convolution.
+    has_norms = False
+
     def trunk(self) -> Iterator[tuple[str, nn.Module]]:
         for name, width in (("stem", 6), ("stage1", 16)):
             first = name == "stem"
-            offset = self.offset and first
-            yield (
-                name,
-                LeNetStage(width, first, self.activation, offset, self.settings, name=name),
-            )
+            how = (first, self.has_norms, self.activation, self.offset and first, self.settings)
+            yield name, LeNetStage(width, *how, name=name)
         yield "features", LeNetFeatures(self.activation, self.settings, name="features")
+
+
+class LeNet5BatchNorm(LeNet5):
+    """The `Backbone` of LeNet-5 with a batch norm after each convolution, and ReLU."""
+
+    activation: Activation = nn.relu
+
+    has_norms = True
 
 
 class AlexNet(Backbone):

@@ -5,6 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from medtl_jax.augment import equalization
+
+_ENHANCE = {"equalize": equalization.equalize, "clahe": equalization.clahe}
+CONTRASTS = ("none", *_ENHANCE)
+"""What may be done to the contrast of every image before it is normalised."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
@@ -13,11 +19,13 @@ class InputSpec:
     Attributes:
       mean, std: one number a channel; three channels are red, green, blue.
       offset: the first convolution has an `offset`, see `weights.adapt`.
+      contrast: one of `CONTRASTS`, which x has gone through, see `augment.equalization`.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     offset: bool = False
+    contrast: str = "none"
 
     @property
     def channels(self) -> int:
@@ -38,10 +46,18 @@ CAFFE = InputSpec((123.68, 116.779, 103.939), (1.0,) * 3)
 """Caffe's, in red, green, blue: the mean colour subtracted, nothing divided."""
 
 
+def enhance(image: jax.Array, contrast: str) -> jax.Array:
+    """`[b, h, w, c]` in 0..255 with the contrast that the network reads, one of `CONTRASTS`.
+
+    Images that stay as they are keep their dtype, the others are float32.
+    """
+    return image if contrast == "none" else jax.vmap(_ENHANCE[contrast])(image)
+
+
 def normalize(image: jax.Array, spec: InputSpec) -> jax.Array:
     """`[b, h, w, 1 or c]` in 0..255 -> float32 `[b, h, w, c]` as the weights expect it."""
     if image.shape[-1] not in (1, spec.channels):
         raise ValueError(f"an image of {image.shape[-1]} channels for {spec.channels} of the model")
     mean, std = jnp.asarray(spec.mean, jnp.float32), jnp.asarray(spec.std, jnp.float32)
     # A grey image broadcasts to the channels here, so it travels as one.
-    return (image.astype(jnp.float32) - mean) / std
+    return (enhance(image, spec.contrast).astype(jnp.float32) - mean) / std

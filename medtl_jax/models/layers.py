@@ -29,11 +29,14 @@ class LayerSettings:
       momentum: of the running statistics, in Flax's convention (1 - torch's).
       eps: added to a variance; part of the weights' definition.
       dtype: of the computation; parameters and statistics stay float32.
+      domains, domain_affine: of the batch norms, see `norms.BatchNorm`.
     """
 
     momentum: float = 0.9
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    domains: int = 1
+    domain_affine: bool = False
 
 
 def explicit_padding(
@@ -127,7 +130,14 @@ class ConvNormAct(nn.Module):
 
 def make_norm(settings: LayerSettings, name: str) -> BatchNorm:
     """The batch norm of a network with these settings, to be called inside a module."""
-    return BatchNorm(settings.momentum, settings.eps, settings.dtype, name=name)
+    return BatchNorm(
+        settings.momentum,
+        settings.eps,
+        settings.dtype,
+        settings.domains,
+        settings.domain_affine,
+        name=name,
+    )
 
 
 def dense(features: int, settings: LayerSettings, name: str) -> nn.Dense:

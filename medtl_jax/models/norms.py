@@ -35,8 +35,34 @@ class Renorm:
 
 
 Statistics = Stored | Renorm
-# All but False are true: what else depends on whether the stage trains tests `update` for truth.
-Update = bool | Statistics
+
+
+@flax.struct.dataclass
+class InDomain:
+    """`update` for the images of another domain than 0: with its own statistics alone.
+
+    It is as true as what it holds.
+
+    Attributes:
+      index: of the domain, from 1; static.
+      update: what the norms do with that domain's statistics.
+    """
+
+    index: int = flax.struct.field(pytree_node=False)
+    update: bool | Statistics
+
+    def __bool__(self) -> bool:
+        return bool(self.update)
+
+
+# All but False, in whatever domain, are true: what else depends on whether the stage trains tests
+# `update` for truth.
+Update = bool | Statistics | InDomain
+
+
+def domain_key(index: int) -> str:
+    """The name, among a norm's variables, of those of domain `index`, from 1."""
+    return f"domain{index}"
 
 
 def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -95,38 +121,76 @@ class BatchNorm(nn.Module):
       Inside the limits that is what the stored statistics give, and the gradient still knows that
       the batch's own depend on `x`. The stored ones move as for True (the paper moves the
       deviation, here it is the variance).
+    - `InDomain`: any of these with the statistics of another domain (Chang et al. 2019); those of
+      all others stay as they are.
+
+    Domain 0 has its statistics as `mean` and `var` `[c]`, domain i as
+    `domain<i>/mean` and `domain<i>/var`.
 
     Attributes:
       momentum: Flax's convention, 1 - torch's.
       eps: added to the variance; part of the weights' definition.
       dtype: of the result; statistics are always float32.
+      domains: number of the domains with statistics of their own.
+      domain_affine: each has its own `scale` and `bias` too, under the same names.
     """
 
     momentum: float
     eps: float
     dtype: jnp.dtype = jnp.float32
+    domains: int = 1
+    domain_affine: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, update: Update) -> jax.Array:
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        index, update = (
+            (update.index, update.update) if isinstance(update, InDomain) else (0, update)
+        )
+        if index not in range(self.domains):
+            raise ValueError(f"domain {index} of a norm that knows {self.domains}")
+        scale, bias, mean, var = self._values(index, (x.shape[-1],))
         if not update or isinstance(update, Stored):
-            factor = scale * jax.lax.rsqrt(var.value + self.eps)
-            offset = bias - mean.value * factor
+            factor = scale * jax.lax.rsqrt(var + self.eps)
+            offset = bias - mean * factor
             return x * factor.astype(x.dtype) + offset.astype(x.dtype)
         moments = batch_mean, batch_var = batch_moments(x)
         if isinstance(update, Renorm):
-            r, d = _correction(moments, (mean.value, var.value), self.eps, update)
+            r, d = _correction(moments, (mean, var), self.eps, update)
             scale, bias = scale * r, bias + scale * d
         y = normalize_batch(x, *moments, scale, bias, self.eps)
         if not self.is_initializing():
             keep = self.momentum
-            mean.value = keep * mean.value + (1 - keep) * batch_mean
-            var.value = keep * var.value + (1 - keep) * batch_var
+            moved = {
+                "mean": keep * mean + (1 - keep) * batch_mean,
+                "var": keep * var + (1 - keep) * batch_var,
+            }
+            # Of a domain they are one variable, which holds both.
+            for name, value in moved.items() if index == 0 else [(domain_key(index), moved)]:
+                self.put_variable("batch_stats", name, value)
         return y.astype(self.dtype)
+
+    def _values(self, index: int, shape: tuple[int]) -> tuple[jax.Array, ...]:
+        """`scale, bias, mean, var` of a domain. A network has the variables of all of them."""
+        ones, zeros = jnp.ones, jnp.zeros
+        affine = {
+            "scale": self.param("scale", nn.initializers.ones, shape),
+            "bias": self.param("bias", nn.initializers.zeros, shape),
+        }
+        statistics = {
+            "mean": self.variable("batch_stats", "mean", zeros, shape).value,
+            "var": self.variable("batch_stats", "var", ones, shape).value,
+        }
+        for other in range(1, self.domains):
+            key = domain_key(other)
+            stored = self.variable(
+                "batch_stats", key, lambda: {"mean": zeros(shape), "var": ones(shape)}
+            )
+            own = affine
+            if self.domain_affine:
+                own = self.param(key, lambda _: {"scale": ones(shape), "bias": zeros(shape)})
+            if other == index:
+                affine, statistics = own, stored.value
+        return affine["scale"], affine["bias"], statistics["mean"], statistics["var"]
 
 
 def _correction(moments, stored, eps: float, limits: Renorm) -> tuple[jax.Array, jax.Array]:

@@ -143,6 +143,14 @@ _MODELS = {
             smallest_input=16,
             first_conv="stem/conv/conv",
         ),
+        ModelSpec(
+            "lenet5_bn",
+            classic.LeNet5BatchNorm,
+            _stages(1, True),
+            input=inputs.CENTRED,
+            smallest_input=16,
+            first_conv="stem/conv/conv",
+        ),
         ModelSpec("alexnet", classic.AlexNet, _stages(4, True), smallest_input=63),
         *(_vgg(name, depths, False) for name, depths in _VGG_DEPTHS.items()),
         *(_vgg(f"{name}_bn", depths, True) for name, depths in _VGG_DEPTHS.items()),
@@ -205,9 +213,9 @@ def create_model(
     """The Linen module with a head of `num_classes`, and its specification.
 
     `in_chans` is the number of channels of its image. `overrides` are fields of the module, see
-    `Backbone`: `dropout`, `drop_path`, `auxiliary`, `decoder`, `dtype`, `offset`, and `momentum`
-    of the running statistics, which is the weights' own where it is not given. With a `decoder`
-    the specification is that of `with_decoder`.
+    `Backbone`: `dropout`, `drop_path`, `auxiliary`, `decoder`, `dtype`, `offset`, `domains`,
+    `domain_affine`, and `momentum` of the running statistics, which is the weights' own where it
+    is not given. With a `decoder` the specification is that of `with_decoder`.
 
     Raises:
       UserError: no such model, `auxiliary` for one without auxiliary heads, `drop_path` for one

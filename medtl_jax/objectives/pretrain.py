@@ -19,7 +19,6 @@ terms that compare the two are not 0 before the first update.
 """
 
 import math
-import re
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from medtl_jax.objectives.cotuning import cotuning
 from medtl_jax.objectives.delta import delta
 from medtl_jax.objectives.losses import LossTerm
 from medtl_jax.objectives.retention import bss, l2sp, lwf, replay
+from medtl_jax.objectives.sums import parse_sum
 from medtl_jax.objectives.task import Task
 from medtl_jax.transfer.optim import Schedule
 
@@ -48,41 +48,16 @@ classifier, images of the source."""
 
 SCHEDULES = ("constant", "linear", "cosine", "ramp")
 
-# A plus sign that is not of an exponent, as in 1e+3.
-_PLUS = re.compile(r"(?<![\d.][eE])\+")
-_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-
 
 def parse_pretrain_loss(text: str) -> tuple[tuple[float, str], ...]:
     """`(factor, name)` of each loss in `transfer.pretrain_loss`; none for `none`.
 
-    The grammar is `none` or `[factor*]name [+ [factor*]name ...]`; a factor left out is 1.
-
     >>> parse_pretrain_loss("l2sp + 0.1*bss")
     ((1.0, 'l2sp'), (0.1, 'bss'))
 
-    Raises:
-      UserError: for anything else, an unknown name, one that stands twice, or a factor that is
-        not a positive finite number.
+    Grammar and errors are those of `sums.parse_sum`.
     """
-    setting = f"transfer.pretrain_loss={text!r}"
-    if text.strip() == "none":
-        return ()
-    found: dict[str, float] = {}
-    for part in _PLUS.split(text):
-        factor, star, name = (piece.strip() for piece in part.rpartition("*"))
-        if name not in NEEDS:
-            raise UserError(
-                f"{setting}: {name!r} is not known; write none, or losses as in "
-                f"'l2sp + 0.1*bss', of {', '.join(NEEDS)}"
-            )
-        if name in found:
-            raise UserError(f"{setting}: {name} stands there twice; name each loss once")
-        value = float(factor) if _NUMBER.fullmatch(factor) else math.nan
-        if star and not 0 < value < math.inf:
-            raise UserError(f"{setting}: the factor {factor!r} must be a positive finite number")
-        found[name] = value if star else 1.0
-    return tuple((factor, name) for name, factor in found.items())
+    return parse_sum("transfer.pretrain_loss", text, NEEDS, "l2sp + 0.1*bss")
 
 
 def needs(text: str) -> frozenset[str]:

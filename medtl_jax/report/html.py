@@ -32,7 +32,7 @@ _FIGURES = {
     "Examples and worst errors": ("examples", "errors"),
     "What the network looked at": ("gradcam",),
 }
-_ELSEWHERE = ("metrics", "curves", "reliability", "drift")
+_ELSEWHERE = ("metrics", "curves", "reliability", "drift", "augmentation")
 
 
 def write_report(
@@ -49,6 +49,7 @@ def write_report(
     notes: Sequence[str],
     calibration: dict | None = None,
     drift: dict | None = None,
+    augmentation: Sequence[str] = (),
 ) -> None:
     """Writes the report of a run to `path`, whole or not at all; equal inputs, equal bytes.
 
@@ -69,6 +70,7 @@ def write_report(
       notes: lines for the top of the report.
       calibration: the content of `calibration.json`, None where nothing was fitted.
       drift: the content of `drift.json`, see `report.drift`, None where nothing was measured.
+      augmentation: lines on what was done to the training images, empty where nothing was.
 
     Raises:
       UserError: the file cannot be written (disk full, no permission).
@@ -83,6 +85,7 @@ def write_report(
         headline(data["task"], metrics, notes),
         section("How to reproduce", _reproduce(command, config, environment, data)),
         section("Data", _data_card(data)),
+        *_augmentation(augmentation, drawn.get("augmentation", "")),
         section("Training", _training(history, drawn.get("curves", ""))),
         section("Metrics", drawn.get("metrics", "") + metrics_part(data["task"], metrics)),
         *(section(heading, body) for heading, body in _figure_sections(drawn)),
@@ -142,6 +145,11 @@ def _data_card(data: dict) -> str:
         known["patients"] = "not known: two images of one patient may be in different splits"
     numbers = all(isinstance(cell, int) for row in rows[: len(names)] for cell in row[1:])
     return table(["", *counts], rows, numbers) + facts(known) + bullets(data["notes"])
+
+
+def _augmentation(lines: Sequence[str], picture: str) -> list[str]:
+    """The section on augmentation, where there was any."""
+    return [section("Augmentation", bullets(lines) + picture)] if lines else []
 
 
 def _training(history: Sequence[dict], picture: str) -> str:

@@ -137,9 +137,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.6g}"
 
 
-def to_json(ladder: Ladder) -> dict:
-    """Returns everything in `ladder`, ready for JSON; what is undefined is None."""
-    return _plain(dataclasses.asdict(ladder))
+def to_json(result) -> dict:
+    """Returns everything in a result, a `Ladder` or the like, ready for JSON; undefined is None."""
+    return _plain(dataclasses.asdict(result))
 
 
 def _plain(value):
@@ -155,7 +155,7 @@ def ladder_table(ladder: Ladder) -> str:
     parts = ["\n".join(f"- {line}" for line in picks(ladder))]
     for level in ladder.levels:
         parts.append(f"**{_heading(ladder, level)}**")
-        parts += [_markdown(*_table_of(ladder, level, metric)) for metric in ladder.metrics]
+        parts += [markdown_table(*_table_of(ladder, level, metric)) for metric in ladder.metrics]
     parts.append("\n".join(f"- {line}" for line in reading(ladder)))
     if ladder.notes:
         parts.append("Notes of the runs:")
@@ -163,7 +163,7 @@ def ladder_table(ladder: Ladder) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns are also aligned as plain text."""
     # Names come from outside; a bar in one would be a column.
     head, *rows = ([cell.replace("|", "\\|") for cell in cells] for cells in (head, *rows))

@@ -17,6 +17,7 @@ from medtl_jax.report.style import (
     WIDTH,
     ending,
     new_figure,
+    outline,
     short_labels,
     show_image,
     styled,
@@ -117,11 +118,7 @@ def _paint(axes: Axes, mask: np.ndarray, k: int) -> None:
         inside, color = mask == label, PALETTE[(label - 1) % len(PALETTE)]
         if inside.any():
             _fill(axes, inside, color, 0.35)
-            # A frame of background closes the outline of what touches the border.
-            axes.contour(
-                np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1),
-                np.pad(inside, 1).astype(float), levels=[0.5], colors=color, linewidths=1.1,
-            )  # fmt: skip
+            outline(axes, inside, color)
 
 
 def _fill(axes: Axes, inside: np.ndarray, color: str, alpha: float) -> None:

@@ -117,6 +117,15 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
+def outline(axes: Axes, inside: np.ndarray, color: str, width: float = 1.1) -> None:
+    """Draws the border of the pixels `inside`, bool `[h, w]` with at least one of them."""
+    # A frame of background closes the outline of what touches the border.
+    axes.contour(
+        np.arange(-1, inside.shape[1] + 1), np.arange(-1, inside.shape[0] + 1),
+        np.pad(inside, 1).astype(float), levels=[0.5], colors=color, linewidths=width,
+    )  # fmt: skip
+
+
 def image_grid(
     images: np.ndarray,
     titles: Sequence[str],

@@ -15,6 +15,7 @@ from medtl_jax.console import Console
 from medtl_jax.data.catalog import Dataset, Split
 from medtl_jax.data.loader import steps_per_epoch
 from medtl_jax.data.streams import is_streamed
+from medtl_jax.domain.selection import Validator
 from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
 from medtl_jax.metrics.scores import task_scores
@@ -24,7 +25,7 @@ from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.devices import DataMesh
 from medtl_jax.training.inference import Predict, is_finite
 from medtl_jax.training.runner import Feed, Runner
-from medtl_jax.training.selection import best_so_far, check_validation
+from medtl_jax.training.selection import best_so_far, check_validation, task_validator
 from medtl_jax.training.step import StepParts, TrainState, evaluation_variables
 from medtl_jax.transfer.groups import FROZEN
 from medtl_jax.transfer.optim import Schedule
@@ -114,8 +115,11 @@ class Training:
       feed: what the steps read.
       val: what each epoch is validated on.
       schedules: group -> learning rate, for the records.
-      evaluated: from a state the variables `{"params", "batch_stats"}` that are validated, and
-        kept where they are the best.
+      evaluated: from a state the variables `{"params", "batch_stats"}` that are kept where they
+        are the best.
+      validated: of these, those that the labelled split is predicted with.
+      judged: `fn(predict, variables)`, of these further values for the record of the epoch.
+      validator: names the best epoch; None = `settings.select` on the validation split.
     """
 
     phases: Sequence[TrainingPhase]
@@ -126,6 +130,14 @@ class Training:
     schedules: Mapping[str, Schedule]
     mesh: DataMesh
     evaluated: Callable[[TrainState], dict] = evaluation_variables
+    validated: Callable[[dict], dict] = lambda variables: variables
+    judged: Callable[[Predict, dict], dict] = lambda predict, variables: {}
+    validator: Validator | None = None
+
+    @property
+    def chosen_by(self) -> Validator:
+        """What names the best epoch."""
+        return self.validator or task_validator(self.settings.select, self.task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +234,11 @@ def epochs(
         indices = training.feed.indices(settings.seed, len(history) * steps, steps, size)
         done = yield Epoch(len(history) + 1, number, state, indices)
         state, variables = done.state, training.evaluated(done.state)
-        scores = validate(predict, variables, val_images, val_target, task)
+        scores = validate(predict, training.validated(variables), val_images, val_target, task)
+        scores |= training.judged(predict, variables)
         history.append(_record(training, len(history) + 1, number, steps, done, scores))
         epoch = len(history)
-        is_best = best_so_far(history, settings.select, task) == epoch
+        is_best = best_so_far(history, training.chosen_by) == epoch
         write_history(keeping.folder / "metrics.jsonl", history)
         best = variables if is_best else None
         # The anchor never changes: `checkpoints.initial` has it.
@@ -234,7 +247,7 @@ def epochs(
         keeping.console.note(_line(history[-1], settings.epochs, is_best))
     if len(history) < settings.epochs:
         keeping.console.note(
-            f"stopped early: no better val {settings.select} in {settings.patience} epochs"
+            f"stopped early: no better {training.chosen_by.key} in {settings.patience} epochs"
         )
     return history
 
@@ -295,7 +308,7 @@ def _stalled(history: list[dict], training: Training, steps: int) -> bool:
     settings, last = training.settings, training.phases[-1]
     if not settings.patience or not history:
         return False
-    best = best_so_far(history, settings.select, training.task)
+    best = best_so_far(history, training.chosen_by)
     first = max(last.first, (last.parts.average.swa_start or 0) // steps)
     return best is not None and len(history) - max(best, first) >= settings.patience
 

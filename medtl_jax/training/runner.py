@@ -10,8 +10,10 @@ import jax
 import numpy as np
 
 from medtl_jax.data.catalog import Array
+from medtl_jax.data.domains import target_indices
 from medtl_jax.data.loader import training_indices
 from medtl_jax.data.streams import is_streamed, stream_batches
+from medtl_jax.domain.alignment import TARGET_DOMAIN
 from medtl_jax.training.devices import DataMesh
 from medtl_jax.training.step import StepParts, TrainState, take, train_epoch, train_step
 
@@ -23,8 +25,8 @@ class Feed:
     """What the steps of a training read.
 
     Attributes:
-      sets: `{"train": {"image", "target"}}`, arrays of equal length; another set of the same form,
-        `source`, gives every batch a part of its own.
+      sets: `{"train": {"image", "target"}}`, arrays of equal length; other sets of the same form,
+        `source` and `target_domain`, give every batch parts of their own.
       groups: those of `loader.training_indices`, of `train`.
       views: how often each image of `train` is there: row `v * n + i` is view v of image i. The
         passes over the images take the views in turn.
@@ -50,10 +52,13 @@ class Feed:
         """int32 `[steps, batch_size]` for each set: the rows that each step sees."""
         found = {}
         for name, arrays in self.sets.items():
-            own = (self.examples, batch_size, self.groups) if name == "train" else None
-            found[name] = training_indices(
-                seed, first_step, steps, *(own or (len(arrays["target"]), batch_size))
-            )
+            rows = self.examples if name == "train" else len(arrays["target"])
+            groups = self.groups if name == "train" else None
+            given = (seed, first_step, steps, rows, batch_size)
+            if name == TARGET_DOMAIN:
+                found[name] = target_indices(*given)
+            else:
+                found[name] = training_indices(*given, groups)
         if self.views > 1:
             places = np.arange(first_step * batch_size, (first_step + steps) * batch_size)
             passes = places.reshape(steps, batch_size) // self.examples

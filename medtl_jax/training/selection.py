@@ -3,6 +3,7 @@
 import numpy as np
 
 from medtl_jax.data.catalog import MISSING, Array
+from medtl_jax.domain.selection import Validator, best_of, choose, source_validator
 from medtl_jax.errors import UserError
 from medtl_jax.objectives.task import Task, count_labels
 
@@ -13,30 +14,30 @@ _OF_RANKS = ("auc", "pr_auc")
 _OF_TWO_VALUES = ("r2", "pearson")
 
 
-def best_so_far(history: list[dict], select: str, task: Task) -> int | None:
-    """The epoch (from 1) with the best validation value; the earliest of equals.
+def task_validator(select: str, task: Task) -> Validator:
+    """What chooses by the labelled validation split: the value `train.select` of the task."""
+    return source_validator(select, task.selection[select])
+
+
+def best_so_far(history: list[dict], validator: Validator) -> int | None:
+    """The epoch (from 1) that is best by the validator; the earliest of equals.
 
     An undefined value (MCC of a network that calls everything the same) is never chosen; None
     if no epoch has a defined one yet.
     """
-    sign = 1 if task.selection[select] else -1
-    defined = [r for r in history if r[f"val_{select}"] is not None]
-    if not defined:
-        return None
-    return max(defined, key=lambda record: (sign * record[f"val_{select}"], -record["epoch"]))[
-        "epoch"
-    ]
+    place = best_of(history, validator)
+    return None if place is None else history[place]["epoch"]
 
 
-def best_epoch(history: list[dict], select: str, task: Task) -> int:
+def best_epoch(history: list[dict], validator: Validator) -> int:
     """As `best_so_far` of a whole training. UserError if the value was never defined."""
-    best = best_so_far(history, select, task)
-    if best is None:
+    best = best_so_far(history, validator)
+    if best is None and validator.measure is None:
         raise UserError(
-            f"train.select={select} was undefined on the validation split in every epoch; choose "
-            "train.select=loss and another --workdir"
+            f"train.select={validator.key.removeprefix('val_')} was undefined on the validation "
+            "split in every epoch; choose train.select=loss and another --workdir"
         )
-    return best
+    return choose(history, validator)["epoch"]
 
 
 def check_validation(select: str, task: Task, target: Array) -> None:

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from medtl_jax.augment.mix import Mix, mix_batch, mixed_loss
 from medtl_jax.augment.policy import Augment
+from medtl_jax.domain.alignment import ADAPTATION, TARGET_DOMAIN
 from medtl_jax.errors import UserError
 from medtl_jax.keys import named_key
 from medtl_jax.models.inputs import normalize
@@ -52,16 +54,18 @@ class Term:
     """A part of the loss: `weight * factor` times the mean of `term`.
 
     Attributes:
-      name: `new` or `pre`; the values of each are logged as `loss_new` and `loss_pre`.
+      name: `new`, `pre` or `domain`; the values of each are logged as `loss_<name>`.
       weight: alpha or beta: a number, or a schedule over the steps.
       term: see `objectives.losses`.
       factor: of the term among those of its name.
+      logs: `fn(out, batch, params) -> {name: value}`, what else to log of it.
     """
 
     name: str
     weight: float | Schedule
     term: LossTerm
     factor: float = 1.0
+    logs: Callable[..., Mapping[str, jax.Array]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +121,17 @@ class StepParts:
       labels: the group of each leaf of the parameters, from `groups.label_tree`.
       terms: their weighted means are added up to the loss.
       augment: on the raw image, before normalisation.
+      mix: of the images of a batch as the network reads them, and of its losses; None = off. With
+        `start` there are no images to mix.
       average: of the states, to evaluate with.
       norms: `fn(step) -> {stage: what its batch norms do}`, see `Backbone`.
       start: the part of the network that the batches are made for, see `Backbone`: with one,
         `image` is what the frozen stages before it make of the images, and `augment` is not used.
       teacher: whether a term needs what the network makes of the batch with the anchor's values.
+      adaptation: `fn(step)`, the strength lambda of the terms that compare two domains; None where
+        the batches hold no unlabelled images of a target.
+      target_domain: whose batch statistics these images meet and move. Where it is that of the
+        labelled images, 0, they are normalised by their own batch and move nothing.
       run_table, run_labels: `table` and `labels` of the whole training, where a stage that this
         phase freezes may learn in another one; None where there is one phase.
     """
@@ -133,10 +143,13 @@ class StepParts:
     labels: Tree
     terms: tuple[Term, ...]
     augment: Augment
+    mix: Mix | None = None
     average: Average = Average()
     norms: Callable[[jax.Array], dict] = _no_norms
     start: str = ""
     teacher: bool = False
+    adaptation: Callable[[jax.Array], jax.Array] | None = None
+    target_domain: int = 0
     run_table: Mapping[str, str] | None = None
     run_labels: Tree = None
 
@@ -198,36 +211,43 @@ def _teacher(anchor: Tree, batch: Mapping, parts: StepParts) -> dict[str, jax.Ar
 def _loss(params, state: TrainState, batch: dict, key: jax.Array, parts: StepParts):
     """`(loss, (batch_stats, {"loss_new": ..., ...}))` of the parameters `params`."""
     params = stop_frozen(params, parts.labels)
-    variables = {"params": params, "batch_stats": state.batch_stats}
 
-    def apply(image, name):
+    def apply(image, name, batch_stats=state.batch_stats, domain=0):
         (logits, out), updated = parts.model.apply(
-            variables,
+            {"params": params, "batch_stats": batch_stats},
             image,
             True,
             frozen_stages(parts.table),
+            domain,
             norms=parts.norms(state.step),
             start=parts.start,
             rngs={"dropout": named_key(key, name)},
             mutable=["batch_stats"],
         )
         # Linen returns no batch_stats for a network without batch norms.
-        return {**out, "logits": logits}, updated.get("batch_stats", state.batch_stats)
+        return {**out, "logits": logits}, updated.get("batch_stats", batch_stats)
 
     out, batch_stats = apply(batch["image"], "dropout")
     if "source" in batch:
         # By its own batch's statistics; the running ones are for the images that are to be learned.
         source_out, _ = apply(batch["source"]["image"], "source_dropout")
         batch = {**batch, "source": {**batch["source"], "out": source_out}}
-    total, sums = jnp.zeros(()), {}
+    if parts.adaptation is not None:
+        images, strength = batch[TARGET_DOMAIN]["image"], parts.adaptation(state.step)
+        target_out, moved = apply(images, "target_dropout", batch_stats, parts.target_domain)
+        batch_stats = moved if parts.target_domain else batch_stats
+        target = {**batch[TARGET_DOMAIN], "out": target_out}
+        batch = {**batch, TARGET_DOMAIN: target, ADAPTATION: strength}
+    total, sums, logged = jnp.zeros(()), {}, {}
     for part in parts.terms:
-        value, count = part.term(out, batch, params, state.anchor)
+        value, count = mixed_loss(part.term, out, batch, params, state.anchor)
         mean = part.factor * value / jnp.maximum(count, 1e-12)
         weight = part.weight(state.step) if callable(part.weight) else part.weight
         total = total + weight * mean
         sums[f"loss_{part.name}"] = sums.get(f"loss_{part.name}", jnp.zeros(())) + mean
+        logged |= part.logs(out, batch, params) if part.logs else {}
     # Of one kind alone there is nothing to tell apart.
-    return total, (batch_stats, sums if len(sums) > 1 else {})
+    return total, (batch_stats, logged | (sums if len(sums) > 1 else {}))
 
 
 def train_step(
@@ -239,16 +259,20 @@ def train_step(
       state: before the update; its buffers may be donated.
       batch: `image` uint8 `[b, h, w, c]`, `target` as `data.catalog.Split` has it; masks
         `[b, h, w]` are augmented with their images. `source`, for terms that replay: a batch of
-        the source set of the same form.
+        the source set of the same form. `target_domain`, for terms that adapt: a batch of the
+        target without labels.
       key: of the whole run. The step folds its own number in, then a name for each use, so the
         draws depend on the seed and the step alone.
       parts: static.
     """
     key = jax.random.fold_in(key, state.step)
     batch = _inputs(batch, named_key(key, "augment"), parts)
-    if "source" in batch:
-        source = _inputs(batch["source"], named_key(key, "source_augment"), parts)
-        batch = {**batch, "source": source}
+    if parts.mix is not None:
+        batch = mix_batch(named_key(key, "mixup"), batch, parts.mix)
+    for other in ("source", TARGET_DOMAIN):
+        if other in batch:
+            own = _inputs(batch[other], named_key(key, f"{other}_augment"), parts)
+            batch = {**batch, other: own}
     if parts.teacher:
         batch = {**batch, "teacher": _teacher(state.anchor, batch, parts)}
     (value, (batch_stats, sums)), gradients = jax.value_and_grad(_loss, has_aux=True)(

@@ -12,6 +12,9 @@ from medtl_jax.errors import UserError
 
 FROZEN, LOW, HIGH = "frozen", "low", "high"
 GROUPS = (FROZEN, LOW, HIGH)
+# The group of a domain discriminator, which is no part of the network.
+DISCRIMINATOR = "discriminator"
+TRAINED = (LOW, HIGH, DISCRIMINATOR)
 
 
 def assign_stages(stages: tuple[str, ...], groups: Mapping[str, str]) -> dict[str, str]:
@@ -113,7 +116,7 @@ def _is_norm(params, path) -> bool:
     """Whether the leaf at `path` is a batch norm's: those have a scale and a bias and no kernel."""
     for entry in path[:-1]:
         params = params[entry.key]
-    return params.keys() == {"scale", "bias"}
+    return {"scale", "bias"} <= params.keys() and "kernel" not in params
 
 
 def frozen_stages(table: Mapping[str, str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def warmup_cosine(
 def make_schedules(
     optim: Mapping, groups: Collection[str], total_steps: int, steps_per_epoch: int
 ) -> dict[str, Schedule]:
-    """`{group: schedule}` for those of `low` and `high` that are among `groups`.
+    """`{group: schedule}` for those of `groups.TRAINED` that are among `groups`.
 
     Warm-up and end are common, `optim.warmup_epochs` and `optim.final_fraction`; the peak is
     `optim.<group>.lr`. UserError on values that make no schedule.
@@ -48,7 +48,7 @@ def make_schedules(
     if not 0 <= optim["final_fraction"] <= 1:
         raise UserError(f"optim.final_fraction={optim['final_fraction']} must lie in 0..1")
     schedules = {}
-    for group in (group_table.LOW, group_table.HIGH):
+    for group in group_table.TRAINED:
         if group not in groups:
             continue
         rate = optim[group]["lr"]
@@ -155,8 +155,8 @@ def make_optimizer(
     which acts on the pretrained ones, cannot shrink the new layers' update either.
 
     Args:
-      optim: `config.optim`: `name` (`adamw`, `sgd`, `rmsprop`), `momentum`, and for `low` and
-        `high` the keys `weight_decay` and `clip` (global norm, 0 = off).
+      optim: `config.optim`: `name` (`adamw`, `sgd`, `rmsprop`), `momentum`, and for each
+        of `groups.TRAINED` the keys `weight_decay` and `clip` (global norm, 0 = off).
       labels: from `groups.label_tree`; the leaves of a stage may differ.
       schedules: from `make_schedules`.
       scales: from `layer_scales`; a stage's learning rate, and with it its weight decay, is that
@@ -176,13 +176,13 @@ def make_optimizer(
 
 
 def group_norms(gradients, labels) -> dict[str, jax.Array]:
-    """`{"low": norm, "high": norm}` of the gradients, for the groups that have members.
+    """`{"low": norm, "high": norm, ...}` of the gradients, for the groups that have members.
 
     `labels` is a tree like `gradients`, from `groups.label_tree`.
     """
     pairs = list(zip(jax.tree.leaves(gradients), jax.tree.leaves(labels), strict=True))
     norms = {}
-    for group in (group_table.LOW, group_table.HIGH):
+    for group in group_table.TRAINED:
         members = [leaf for leaf, label in pairs if label == group]
         if members:
             norms[group] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in members))

@@ -12,7 +12,7 @@ import numpy as np
 
 from medtl_jax.errors import UserError
 from medtl_jax.models.backbone import FEATURES
-from medtl_jax.models.inputs import InputSpec
+from medtl_jax.models.inputs import CONTRASTS, InputSpec
 from medtl_jax.models.registry import ModelSpec
 from medtl_jax.models.unet import DECODER
 from medtl_jax.objectives.task import Task
@@ -256,10 +256,17 @@ def _own_task(metadata: dict[str, str], classes: tuple[str, ...]) -> Task | None
 
 
 def parse_input(content) -> InputSpec:
-    """The `InputSpec` that `dataclasses.asdict` had turned into JSON. ValueError if it is none."""
-    if not isinstance(content, dict) or content.keys() != {"mean", "std", "offset"}:
-        raise ValueError("not a section of mean, std and offset")
+    """The `InputSpec` that `dataclasses.asdict` had turned into JSON. ValueError if it is none.
+
+    Earlier versions wrote no `contrast`: they had none.
+    """
+    keys = {"mean", "std", "offset"}
+    if not isinstance(content, dict) or content.keys() - {"contrast"} != keys:
+        raise ValueError("not a section of mean, std, offset and contrast")
     mean, std, offset = content["mean"], content["std"], content["offset"]
+    contrast = content.get("contrast", "none")
+    if type(contrast) is not str or contrast not in CONTRASTS:
+        raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}")
 
     def numbers(values):
         return isinstance(values, list) and all(
@@ -269,4 +276,4 @@ def parse_input(content) -> InputSpec:
     valid = numbers(mean) and numbers(std) and 1 <= len(mean) == len(std) <= 1024
     if not (valid and min(std) > 0 and type(offset) is bool):
         raise ValueError("mean and std must be lists of as many numbers, std above 0")
-    return InputSpec(tuple(mean), tuple(std), offset)
+    return InputSpec(tuple(mean), tuple(std), offset, contrast)

@@ -30,6 +30,7 @@ def _without_pictures():
 
         patch.setattr(reporting, "explain", lambda *args: None)
         patch.setattr(reporting, "draw_figures", lambda *args: {})
+        patch.setattr(reporting, "draw_sheet", lambda *args: None)
         patch.setattr(reporting, "save_figures", lambda *args: None)
         patch.setattr(reporting, "write_report", lambda path, **content: None)
         yield

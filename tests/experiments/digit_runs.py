@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from medtl_jax import runs
+from medtl_jax.augment.presets import TRANSFORMS
 from medtl_jax.console import Console
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.weights.files import read_weights
@@ -100,7 +101,7 @@ def make_request(folder: pathlib.Path, data: pathlib.Path, weights, **settings):
     given |= {"model.weights": str(weights)} if weights else {}
     usual = default.get_config().to_dict()
     flat = runs.flat_config(usual)
-    still = {key: 0.0 for key in flat if key.startswith("augment.")}
+    still = {f"augment.{name}": 0.0 for name in TRANSFORMS}
     keys = {**SETTINGS, **still, "data.dir": str(data), "train.devices": 1, **given}
     keys = {"transfer.cache_dir": str(data.parent / "cache"), **keys}
     assert keys.keys() <= flat.keys(), keys.keys() - flat.keys()

@@ -54,3 +54,25 @@ def test_a_spec_of_several_channels_refuses_fewer_that_are_not_grey():
     wide = dataclasses.replace(inputs.IMAGENET, mean=(1.0,) * 5, std=(2.0,) * 5)
     with pytest.raises(ValueError, match="an image of 3 channels for 5 of the model"):
         inputs.normalize(jnp.zeros((1, 2, 2, 3), jnp.uint8), wide)
+
+
+# ---- contrast ----------------------------------------------------------------------------------
+
+GREY = np.random.default_rng(0).binomial(60, 0.4, (2, 20, 14, 1)).astype(np.uint8)
+
+
+def test_equalisation_comes_before_the_normalisation():
+    """0, 1 and 3 of the 4 pixels are darker: 0, 1/3 and all of the 255."""
+    spec = inputs.InputSpec((100.0,), (50.0,), contrast="equalize")
+    image = jnp.array([[[[10], [20]], [[20], [30]]]], jnp.uint8)
+    found = inputs.normalize(image, spec)[..., 0]
+    np.testing.assert_allclose(found, [[[-2.0, -0.3], [-0.3, 3.1]]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("contrast", inputs.CONTRASTS)
+def test_each_image_is_enhanced_alone_and_bytes_as_floats(contrast):
+    found = np.asarray(inputs.enhance(jnp.asarray(GREY), contrast))
+    one = inputs.enhance(jnp.asarray(GREY[:1], jnp.float32), contrast)
+    np.testing.assert_allclose(found[:1], one, atol=1e-3)
+    assert found.shape == GREY.shape and 0 <= found.min() < found.max() <= 255
+    assert (found == GREY).all() == (contrast == "none")

@@ -1,5 +1,6 @@
 """Batch norm and renorm against hand-made numbers, float64 NumPy, flax.linen and torch."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -8,8 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference as stored
+import test_frozen
 
-from medtl_jax.models.norms import STORED, BatchNorm, Renorm, batch_moments, normalize_batch
+from medtl_jax.models import registry
+from medtl_jax.models.norms import (
+    STORED,
+    BatchNorm,
+    InDomain,
+    Renorm,
+    batch_moments,
+    normalize_batch,
+)
 
 EPS = 1e-3
 
@@ -287,3 +297,125 @@ def test_new_limits_do_not_compile_again(x):
     outputs = [apply(jnp.asarray(x), one) for one in limits]
     assert apply._cache_size() == 1
     assert all(abs(a - b).max() > 0.05 for a, b in itertools.pairwise(outputs))
+
+
+OTHER = {"mean": jnp.array([-0.4, 1.5]), "var": jnp.array([2.5, 0.2])}
+POLICIES = {"train": True, "frozen": False, "stored": STORED, "renorm": Renorm(1.3, 0.4)}
+
+
+def bits(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), tree)
+
+
+def gradients_of(update, params, statistics, x, **fields):
+    """`(by the parameters, by x, y, moved statistics)` of one step of training."""
+    weight = jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+
+    @jax.jit
+    def step(params, x):
+        def loss(params, x):
+            norm = BatchNorm(0.75, EPS, **fields)
+            variables = {"params": params, "batch_stats": statistics}
+            y, moved = norm.apply(variables, x, update=update, mutable=["batch_stats"])
+            return (y * weight).sum(), (y, moved["batch_stats"])
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    (by_params, by_x), (y, moved) = step(params, jnp.asarray(x))
+    return by_params, by_x, y, moved
+
+
+@pytest.mark.parametrize("domain", [0, 1])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_domain_is_a_norm_of_its_own(x, policy, affine, domain):
+    """To the bit the result, the gradients and the statistics of a plain norm, and no others."""
+    first = {"scale": jnp.asarray(SCALE), "bias": jnp.asarray(BIAS)}
+    second = {"scale": jnp.array([0.7, 2.0]), "bias": jnp.array([1.0, 0.0])}
+    update = POLICIES[policy]
+    by_params, by_x, y, moved = gradients_of(
+        InDomain(1, update) if domain else update,
+        {**first, "domain1": second} if affine else first,
+        {**STATISTICS, "domain1": OTHER},
+        x,
+        domains=2,
+        domain_affine=affine,
+    )
+    plain = (second if affine and domain else first), (OTHER if domain else STATISTICS)
+    wanted = gradients_of(update, *plain, x)
+    by_second, moved_second = by_params.pop("domain1", None), moved.pop("domain1")
+    assert bits((by_x, y)) == bits(wanted[1:3])
+    assert bits(moved_second if domain else moved) == bits(wanted[3])
+    assert bits(moved if domain else moved_second) == bits(STATISTICS if domain else OTHER)
+    assert bits(by_second if affine and domain else by_params) == bits(wanted[0])
+    if affine:
+        assert not any(map(np.any, (by_params if domain else by_second).values()))
+    assert (bits(wanted[3]) == bits(plain[1])) == (policy in ("frozen", "stored"))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_variables_of_three_domains_begin_alike(x, affine):
+    norm = BatchNorm(0.9, EPS, domains=3, domain_affine=affine)
+    for update in (True, InDomain(2, True)):
+        variables = norm.init(jax.random.key(0), jnp.asarray(x), update=update)
+        statistics, params = variables["batch_stats"], variables["params"]
+        assert set(statistics) == {"mean", "var", "domain1", "domain2"}
+        assert set(params) == {"scale", "bias", *(("domain1", "domain2") if affine else ())}
+        for tree in (statistics, statistics["domain1"], statistics["domain2"]):
+            np.testing.assert_array_equal(tree["mean"], [0, 0])
+            np.testing.assert_array_equal(tree["var"], [1, 1])
+
+
+def test_in_domain_is_as_true_as_what_it_holds():
+    assert all(InDomain(1, update) for update in (True, STORED, Renorm(1.0, 0.0)))
+    assert not InDomain(1, False)
+
+
+def test_a_domain_that_the_norm_does_not_have_is_refused(x):
+    norm = BatchNorm(0.9, EPS, domains=2)
+    with pytest.raises(ValueError, match="domain 2 of a norm that knows 2"):
+        norm.init(jax.random.key(0), jnp.asarray(x), update=InDomain(2, True))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnums=(0, 1),
+    compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
+)
+def step_in_domain(model, frozen, variables, image):
+    rngs = {"dropout": jax.random.key(1)}
+    _, moved = model.apply(
+        variables, image, True, frozen, domain=1, rngs=rngs, mutable=["batch_stats"]
+    )
+    return moved["batch_stats"]
+
+
+SLOW = ("googlenet", "inception_v3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in test_frozen.FAMILIES
+    ],
+)
+def test_statistics_do_not_leak_into_the_other_domain(name):
+    """In a member of each family: all norms of the domain's stages move, and nothing else."""
+    fields = test_frozen.FAMILIES[name]
+    model, spec = registry.create_model(name, 3, momentum=0.5, domains=2, **fields)
+    size = spec.smallest_input
+    image = jax.random.normal(jax.random.key(2), (4, size, size, 3))
+    frozen = ("stem", "stage2", "aux1")
+    variables = test_frozen.drawn(registry.variable_shapes(model, size))
+    after = step_in_domain(model, frozen, variables, image)
+    before = jax.tree_util.tree_leaves_with_path(variables["batch_stats"])
+    moved = jax.tree_util.tree_leaves_with_path(after)
+    domains = set()
+    for (path, old), (same_path, new) in zip(before, moved, strict=True):
+        assert path == same_path
+        own = path[-2].key == "domain1"
+        domains.add(own)
+        same = np.asarray(old).tobytes() == np.asarray(new).tobytes()
+        assert same == (not own or path[0].key in frozen), path
+    assert domains == {True, False} and len(before) % 4 == 0

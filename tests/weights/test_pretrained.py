@@ -22,6 +22,7 @@ from medtl_jax.weights.pretrained import (
     fill,
     for_channels,
     open_pretrained,
+    parse_input,
     rescale_heads,
     save_weights,
 )
@@ -86,6 +87,20 @@ def test_a_round_trip_is_equal_in_every_bit(lenet):
     assert all(np.asarray(found[n]).tobytes() == wanted[n].tobytes() for n in wanted)
     assert (report.source, report.sha256, report.scheme) == (path.name, sha256, OWN)
     assert not report.kept and not report.skipped and not report.adapted
+
+
+@pytest.mark.parametrize("contrast", ["none", "equalize", "clahe"])
+def test_the_contrast_of_the_images_is_kept_with_the_weights(lenet, tmp_path, contrast):
+    _, variables, _ = lenet
+    read = InputSpec((90.5,), (41.25,), True, contrast)
+    spec = dataclasses.replace(model_spec("lenet5"), input=read)
+    save_weights(tmp_path / "w.safetensors", variables, spec, ABU)
+    assert open_pretrained(model_spec("lenet5"), tmp_path / "w.safetensors").input == read
+    card = dataclasses.asdict(read)
+    assert parse_input(json.loads(json.dumps(card))) == read
+    # Files of earlier versions say nothing of it.
+    del card["contrast"]
+    assert parse_input(json.loads(json.dumps(card))) == dataclasses.replace(read, contrast="none")
 
 
 def test_a_round_trip_of_running_statistics(tmp_path):
@@ -182,6 +197,9 @@ DAMAGED = {
     "no channels": json.dumps({**GOOD, "mean": [], "std": []}),
     "uneven": json.dumps({**GOOD, "mean": [1.0, 2.0]}),
     "offset 1": json.dumps({**GOOD, "offset": 1}),
+    "no such contrast": json.dumps({**GOOD, "contrast": "sharpen"}),
+    "contrasts": json.dumps({**GOOD, "contrast": ["clahe"]}),
+    "another key": json.dumps({**GOOD, "contrast": "clahe", "gamma": 1.0}),
     "many digits": '{"mean": [' + "9" * 10_000 + '], "std": [1.0], "offset": false}',
     "too many channels": json.dumps({**GOOD, "mean": [1.0] * 1025, "std": [1.0] * 1025}),
 }

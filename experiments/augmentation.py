@@ -1,0 +1,139 @@
+"""What a run does to its training images: checked, told, and shown."""
+
+import dataclasses
+from collections.abc import Set
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.study import Fitted
+from medtl_jax.augment.mix import Mix, check_mix, make_mix, mix_batch
+from medtl_jax.augment.policy import active_transforms, check_channels, make_augment
+from medtl_jax.augment.presets import fill_preset, find_preset
+from medtl_jax.console import Console
+from medtl_jax.data.catalog import Dataset, Split
+from medtl_jax.keys import named_key
+from medtl_jax.models.inputs import enhance
+from medtl_jax.report.augmentation import Sheet, contact_sheet
+
+_SECTION = "augment."
+_IMAGES, _DRAWS = 4, 6
+
+
+def resolve_augmentation(config: dict, given: Set[str]) -> dict:
+    """`config` with the strengths of `augment.preset`, but for those of `given` keys."""
+    own = {key.removeprefix(_SECTION) for key in given if key.startswith(_SECTION)}
+    return {**config, "augment": fill_preset(config["augment"], own)}
+
+
+def check_augmentation(config: dict) -> None:
+    """UserError for an augmentation that no data could be trained with."""
+    active_transforms(config["augment"])
+    if config["task"]:
+        check_mix(config["augment"], config["task"])
+
+
+def check_for_data(config: dict, dataset: Dataset) -> None:
+    """UserError for an augmentation that these images, or their targets, do not allow."""
+    check_mix(config["augment"], dataset.spec.task)
+    check_channels(config["augment"], dataset.splits["train"].images.shape[-1])
+
+
+def keeps_features(config: dict) -> bool:
+    """Whether what the network makes of the training images is kept, not the images drawn anew."""
+    return config["experiment"] == "extract" or config["transfer"]["cache"] == "prefix"
+
+
+def mixing(config: dict) -> Mix | None:
+    """How the images of a batch are mixed; None where they are not, or where features are kept."""
+    return None if keeps_features(config) else make_mix(config["augment"])
+
+
+def _drawn(config: dict) -> dict:
+    """`config.augment`; nothing of it where features of the images as they are are kept."""
+    drawn = not keeps_features(config) or config["transfer"]["views"]
+    return config["augment"] if drawn else {}
+
+
+def augmentation_lines(config: dict) -> list[str]:
+    """What is done to each training image, a line each; the last is the preset's note on labels.
+
+    Empty where nothing is done.
+    """
+    augment, mix, contrast = config["augment"], mixing(config), config["model"]["contrast"]
+    on = active_transforms(_drawn(config))
+    lines = []
+    if on:
+        shown = ", ".join(f"{name} {strength:g}" for name, strength in on.items())
+        preset = f" (preset {augment['preset']})" if augment["preset"] else ""
+        lines.append(f"Transforms{preset}: {shown}.")
+    if on and augment["randaugment"]:
+        lines.append(
+            f"RandAugment: {augment['randaugment']} of them for each image, flips, turns and crop "
+            "aside."
+        )
+    if mix:
+        alphas = {name: value for name, value in dataclasses.asdict(mix).items() if value}
+        shown = " or ".join(f"{name} (alpha {value:g})" for name, value in alphas.items())
+        lines.append(f"Images of a batch are mixed in pairs: {shown}.")
+    if contrast != "none":
+        lines.append(f"Contrast of every image, also of those to predict: {contrast}.")
+    if on and augment["preset"]:
+        lines.append(f"Labels: {find_preset(augment['preset']).note}")
+    return lines
+
+
+def say_augmentation(config: dict, console: Console) -> None:
+    """Prints what is done to the training images, and what was asked for and is not."""
+    for line in augmentation_lines(config):
+        console.note(f"augmentation: {line}")
+    if not keeps_features(config):
+        return
+    if not config["transfer"]["views"] and active_transforms(config["augment"]):
+        console.note("note: cached features are not augmented; set transfer.views for that")
+    if mix := make_mix(config["augment"]):
+        name = "mixup" if mix.mixup else "cutmix"
+        console.note(f"note: augment.{name} has no effect: cached features are not mixed")
+
+
+def draw_sheet(config: dict, fitted: Fitted, train: Split) -> Figure:
+    """The contact sheet: some training images, as some steps would see them.
+
+    A column is a batch of these images, augmented and mixed as the step does it; they are drawn as
+    the network reads them.
+    """
+    # Spread over the split, whose order is often that of the classes.
+    rows = np.unique(np.linspace(0, len(train) - 1, _IMAGES).round().astype(int))
+    images, target = np.asarray(train.images[rows]), np.asarray(train.target[rows])
+    columns = _draws(config, fitted, images, target)
+    masked = target.ndim == 3
+    shown = [np.asarray(image).round().clip(0, 255).astype(np.uint8) for image, _ in columns]
+    sheet = Sheet(
+        images=images,
+        draws=np.stack(shown, axis=1),
+        ids=train.ids[rows],
+        masks=target if masked else None,
+        moved=np.stack([np.asarray(mask) for _, mask in columns], axis=1) if masked else None,
+        mixed=mixing(config) is not None,
+    )
+    return contact_sheet(sheet)
+
+
+def _draws(config: dict, fitted: Fitted, images: np.ndarray, target: np.ndarray):
+    """`(images, targets)` of each column."""
+    augment, mix = make_augment(_drawn(config)), mixing(config)
+    contrast = fitted.spec.input.contrast
+
+    @jax.jit
+    def draw(key, images, target):
+        masks = target if target.ndim == 3 else None
+        images, masks = augment(named_key(key, "augment"), images, masks)
+        images = enhance(images, contrast)
+        batch = {"image": images, "target": target if masks is None else masks}
+        if mix is not None:
+            batch = mix_batch(named_key(key, "mixup"), batch, mix)
+        return batch["image"], batch["target"]
+
+    key = jax.random.key(config["seed"])
+    return [draw(jax.random.fold_in(key, step), images, target) for step in range(_DRAWS)]
