@@ -24,7 +24,16 @@ from medtl_jax.console import Console
 from medtl_jax.errors import UserError
 from medtl_jax.process import keep_freed_memory, prepare_xla
 
-EXPERIMENTS = ("finetune", "extract", "ladder", "rank", "find_lr", "evaluate", "predict")
+EXPERIMENTS = (
+    "finetune",
+    "extract",
+    "ladder",
+    "adapt",
+    "rank",
+    "find_lr",
+    "evaluate",
+    "predict",
+)
 
 # What Python's converters say of a value, in plainer words.
 _PLAINER = {

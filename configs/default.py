@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
-    # finetune | extract | ladder | rank | find_lr | evaluate | predict: a module of experiments/
+    # finetune | extract | ladder | adapt | rank | find_lr | evaluate | predict: a module of
+    # experiments/
     config.experiment = "finetune"
     # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
     # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
@@ -249,6 +250,13 @@ def get_config() -> ConfigDict:
     config.ladder.seeds = 3  # seed, seed + 1, ...; each draws its own images
     config.ladder.reference = "full"  # the strategy that the others are compared with
 
+    config.adapt = ConfigDict()  # methods of adaptation x seeds on one pair of source and target
+    # Of experiments/adapt_methods.py: source, adabn, dsbn, dann, cdan, cdan_e, mmd, coral, mcc,
+    # entropy; one with a loss may have another peak of lambda than domain.strength: dann@0.3.
+    config.adapt.methods = "source,adabn,dsbn,dann,cdan_e,mmd,coral"
+    config.adapt.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
+    config.adapt.supervised = True  # also train with the target's labels, as the upper bound
+
     config.rank = ConfigDict()
     # Networks and weights to score before any training, comma-separated name=weights.
     config.rank.models = "efficientnet_lite0=imagenet,efficientnet_lite0=none"
@@ -263,6 +271,13 @@ def get_config() -> ConfigDict:
     config.eval.resamples = 2000  # bootstrap draws behind each interval
     config.eval.target_sensitivity = 0.95  # of the second operating point; the first is Youden's
     config.eval.surface_tolerance = 2.0  # pixels, of the normalised surface distance
+    # Test-time augmentation: the scores of so many views of each image are averaged, the image
+    # itself and draws of the section augment (of masks flips and quarter turns, moved back). The
+    # gain stands in tta.json; all other numbers are without it. 0 = off.
+    config.eval.tta = 0
+    # What the test metrics become under noise, blur, contrast, jpeg and bias field at five
+    # severities; 25 predictions of the split.
+    config.eval.corruptions = False
     config.eval.drift = True  # distance and similarity of the tuned network to the pretrained one
     config.eval.run = ""  # evaluate, predict: the run folder with the checkpoint
     config.eval.splits = "test"  # evaluate: comma-separated, of train, val, test

@@ -16,6 +16,7 @@ from medtl_jax.data.catalog import Dataset, Split
 from medtl_jax.keys import named_key
 from medtl_jax.models.inputs import enhance
 from medtl_jax.report.augmentation import Sheet, contact_sheet
+from medtl_jax.training.views import check_views
 
 _SECTION = "augment."
 _IMAGES, _DRAWS = 4, 6
@@ -28,8 +29,9 @@ def resolve_augmentation(config: dict, given: Set[str]) -> dict:
 
 
 def check_augmentation(config: dict) -> None:
-    """UserError for an augmentation that no data could be trained with."""
+    """UserError for an augmentation that no data could be trained with, or that has no views."""
     active_transforms(config["augment"])
+    check_views(config["augment"], config["eval"]["tta"], config["task"] == "segment")
     if config["task"]:
         check_mix(config["augment"], config["task"])
 
@@ -38,6 +40,7 @@ def check_for_data(config: dict, dataset: Dataset) -> None:
     """UserError for an augmentation that these images, or their targets, do not allow."""
     check_mix(config["augment"], dataset.spec.task)
     check_channels(config["augment"], dataset.splits["train"].images.shape[-1])
+    check_views(config["augment"], config["eval"]["tta"], dataset.spec.task == "segment")
 
 
 def keeps_features(config: dict) -> bool:

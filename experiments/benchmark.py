@@ -35,13 +35,14 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from medtl_jax.augment.policy import make_augment  # noqa: E402
+from medtl_jax.augment.policy import Augment, make_augment  # noqa: E402
 from medtl_jax.errors import UserError  # noqa: E402
 from medtl_jax.models.registry import create_model, initialize, model_spec  # noqa: E402
 from medtl_jax.objectives.task import cross_entropy  # noqa: E402
 from medtl_jax.runs import describe_environment  # noqa: E402
 from medtl_jax.training.step import StepParts, Term, create_state, train_step  # noqa: E402
 from medtl_jax.transfer.groups import label_tree  # noqa: E402
+from medtl_jax.weights.adapt import adapted_input  # noqa: E402
 
 MODELS = "resnet18,resnet50,vgg16,densenet121,mobilenet_v2,efficientnet_lite0,googlenet"
 MODES = ("forward", "train")
@@ -113,20 +114,34 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 def make_timer(name: str, mode: str, options: argparse.Namespace) -> Timer:
     """`timer(n)` -> seconds of n iterations of a network, compiled and warmed up."""
-    model, spec = create_model(name, _CLASSES, dtype=jnp.dtype(options.dtype))
-    size = options.size
-    variables = initialize(model, size, jax.random.key(0))
-    pixels = np.random.default_rng(0).integers(0, 256, (options.batch, size, size, 3), np.uint8)
-    if mode == "forward":
-        image = jnp.asarray(pixels, jnp.float32) / 128 - 1
-        forward = jax.jit(lambda variables, image: model.apply(variables, image)[0])
+    if mode == "train":
+        return train_timer(name, options, make_augment({}))
+    model, _ = create_model(name, _CLASSES, dtype=jnp.dtype(options.dtype))
+    variables = initialize(model, options.size, jax.random.key(0))
+    image = jnp.asarray(random_images(options), jnp.float32) / 128 - 1
+    forward = jax.jit(lambda variables, image: model.apply(variables, image)[0])
 
-        def step(carry):
-            return carry, forward(variables, image)
+    def step(carry):
+        return carry, forward(variables, image)
 
-        return _timer(step, None)
+    return repeated(step, None)
+
+
+def random_images(options: argparse.Namespace, channels: int = 3) -> np.ndarray:
+    """uint8 `[batch, size, size, channels]`."""
+    shape = (options.batch, options.size, options.size, channels)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def train_timer(
+    name: str, options: argparse.Namespace, augment: Augment, channels: int = 3
+) -> Timer:
+    """The timer of the train step of a network, compiled and warmed up."""
+    model, spec = create_model(name, _CLASSES, channels, dtype=jnp.dtype(options.dtype))
+    spec = dataclasses.replace(spec, input=adapted_input(spec.input, channels))
+    variables = initialize(model, options.size, jax.random.key(0))
     label = jnp.arange(options.batch, dtype=jnp.int32)
-    batch = {"image": jnp.asarray(pixels), "target": label}
+    batch = {"image": jnp.asarray(random_images(options, channels)), "target": label}
     table = dict.fromkeys((*spec.stages, spec.head), "high")
     parts = StepParts(
         model=model,
@@ -135,15 +150,17 @@ def make_timer(name: str, mode: str, options: argparse.Namespace) -> Timer:
         table=table,
         labels=label_tree(variables["params"], table),
         terms=(Term("new", 1.0, cross_entropy(np.ones(_CLASSES, np.float32), 0.0)),),
-        augment=make_augment({}),
+        augment=augment,
     )
     update = jax.jit(
         lambda state: train_step(state, batch, jax.random.key(0), parts=parts), donate_argnums=0
     )
-    return _timer(update, create_state(variables, parts))
+    return repeated(update, create_state(variables, parts))
 
 
-def _timer(step, carry) -> Timer:
+def repeated(step: Callable, carry) -> Timer:
+    """The timer of `step(carry) -> (carry, result)`, warmed up."""
+
     def timer(count: int) -> float:
         nonlocal carry
         start = time.perf_counter()

@@ -11,7 +11,7 @@ test: an image that it was trained on is never scored as one of another split.
 import functools
 from collections.abc import Set
 
-from experiments import reporting, study, trained
+from experiments import adaptation, reporting, study, trained
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.catalog import SPLITS
@@ -20,6 +20,7 @@ from medtl_jax.metrics.calibration import FITTED_ON
 from medtl_jax.report.predict import predict_scores, predict_splits
 from medtl_jax.training.devices import check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
+from medtl_jax.training.views import check_views
 
 
 def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
@@ -45,6 +46,8 @@ def run(request: Request) -> None:
     dataset = study.read_data(
         config, console, model.channels, task=task.name, classes=task.classes, splits=splits
     )
+    channels = next(iter(dataset.splits.values())).images.shape[-1]
+    check_views(config["augment"], config["eval"]["tta"], task.name == "segment", channels)
     environment = study.describe(request, dataset, task, model.weights)
     environment["checkpoint_sha256"] = model.sha256
     fitted = model.fitted
@@ -54,6 +57,7 @@ def run(request: Request) -> None:
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
         notes = [f"Checkpoint of epoch {model.epoch} of {config['eval']['run']}."]
+        notes += adaptation.reading_of_evaluation(config)
         # Another set's `val` is as good as any other split for what the run fitted on its own.
         own = trained.is_own_data(config)
         fitted_on = FITTED_ON if own else ""

@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Sequence, Set
 
-from experiments import adaptation, forgetting, reporting, study
+from experiments import adaptation, domain_settings, forgetting, reporting, study
 from experiments.augmentation import resolve_augmentation
 from experiments.options import group_table
 from experiments.prepared import Prepared, prepare
@@ -35,7 +35,7 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
     there is nothing to keep or to move slowly, and every stage is in the group `high`. A csv with
     masks is a segmentation. `augment.preset` sets the strengths that were not given.
     """
-    config = adaptation.resolve_domain(resolve_augmentation(config, given))
+    config = domain_settings.resolve_domain(resolve_augmentation(config, given))
     masks = config["data"]["name"] == "csv" and config["data"]["csv_mask_column"]
     config = {**config, "task": config["task"] or ("segment" if masks else "")}
     model, groups = config["model"], config["transfer"]["groups"]
@@ -181,20 +181,24 @@ def _report(request: Request, prepared: Prepared, history: list[dict]) -> None:
     source = adaptation.for_source(variables)
     score = functools.partial(predict_scores, predict, source, task=task)
     predictions = predict_splits(score, prepared.dataset, ("val", "test"))
+    notes = [f"Epoch {chosen} of {len(history)} chosen by {validator.summary}."]
     if prepared.domains:
         score = functools.partial(predict_scores, predict, best, task=task)
         predictions = adaptation.with_target(predictions, score, prepared.domains)
+        notes += adaptation.reading(config, prepared.domains)
+    # What is shown are the images of the test, and what the network made of them.
+    shown = best if "test" in predictions else source
     calibration = reporting.calibrate(config, task, predictions)
     measured = before and config["eval"]["drift"]
     drift = forgetting.measure_drift(request, prepared, before, source) if measured else None
     reporting.finish(
         request,
         prepared.environment,
-        study.Fitted(network, spec, best, task),
+        study.Fitted(network, spec, shown, task),
         predictions,
         calibration,
         [{**record, "best": record["epoch"] == chosen} for record in history],
-        [f"Epoch {chosen} of {len(history)} chosen by {validator.summary}."],
+        notes,
         FITTED_ON,
         drift,
         prepared.dataset.splits["train"],

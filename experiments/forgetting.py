@@ -36,7 +36,7 @@ def measure_drift(request: Request, prepared: Prepared, before: dict, after: dic
         for kind, parts_of in before.items()
     }
     card = measure(
-        parts.model,
+        prepared.network,
         parts.spec,
         pretrained,
         after,
@@ -54,7 +54,7 @@ def _source_kept(request: Request, prepared: Prepared, before: dict, after: dict
     options, task = request.config["eval"], prepared.classifier
     test = prepared.source.splits["test"]
     predict = make_predict(
-        prepared.parts.model,
+        prepared.network,
         prepared.parts.spec,
         prepared.training.mesh,
         options["batch_size"],

@@ -1,85 +1,55 @@
-"""The runs of a ladder: which there are, their configs, their folders, their commands."""
+"""The runs of a ladder: which there are, and their configs."""
 
-import dataclasses
-import importlib
-import pathlib
-import shlex
-from collections.abc import Sequence, Set
-from types import ModuleType
+from collections.abc import Mapping, Set
 from typing import Any
 
-from configs import default
-from experiments.ladder_folder import FOLDER
-from experiments.settings import check_ranges, default_section
-from experiments.strategies import expand, find_strategy
-from medtl_jax import runs
+from experiments.cells import (
+    Cell,
+    check_different,
+    check_once,
+    listed,
+    resolved_config,
+)
+from experiments.settings import default_section, unused_by_probe
+from experiments.strategies import find_strategy
 from medtl_jax.errors import UserError
 from medtl_jax.report.ladder import percent
 
-# A ladder has neither of the two itself.
-_ALWAYS = ("experiment", "model.weights")
+_STRATEGIES, _FRACTIONS = "ladder.strategies", "ladder.fractions"
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of a ladder.
+class LadderCell(Cell):
+    """One run of a ladder, named by strategy, per cent of the labels, seed."""
 
-    Attributes:
-      strategy: its name.
-      fraction: of the training images.
-      config: before it is resolved: what a command line would give.
-      resolved: as it takes effect.
-    """
-
-    strategy: str
-    fraction: float
-    config: dict
-    resolved: dict
+    listed = _STRATEGIES
 
     @property
-    def name(self) -> str:
-        """Of its folder: strategy, per cent of the labels, seed."""
-        return f"{self.strategy}-{percent(self.fraction)}-{self.config['seed']}"
+    def group(self) -> str:
+        """Strategy and per cent of the labels."""
+        return f"{self.strategy}-{percent(self.fraction)}"
 
     @property
-    def draw(self) -> tuple[float, int]:
-        """Fraction and seed: the runs that have both in common learn from the same images."""
-        return self.fraction, self.config["seed"]
+    def sets(self) -> Mapping[str, Any]:
+        """The flat keys of the config that its strategy sets."""
+        return find_strategy(self.strategy).settings
 
     @property
-    def experiment(self) -> ModuleType:
-        """The module of experiments/ that runs it."""
-        return _experiment(self.resolved)
+    def of_others(self) -> list[str]:
+        """The settings of a training by steps are for the other strategies."""
+        return unused_by_probe(self.resolved) if self.resolved["experiment"] == "extract" else []
 
-    def folder(self, ladder: pathlib.Path) -> pathlib.Path:
-        """Its run folder in that of the ladder."""
-        return ladder / FOLDER / self.name
-
-    @property
-    def command(self) -> str:
-        """The command line that repeats it alone, in a folder of its own."""
-        usual = runs.flat_config(default.get_config().to_dict())
-        settings = [
-            f"--config.{key}={value}"
-            for key, value in runs.flat_config(self.config).items()
-            if value != usual[key]
-        ]
-        return f"python launch.py {shlex.join(['--config=configs/default.py', *settings])}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What its strategy sets, as it takes effect."""
-        flat = runs.flat_config(self.resolved)
-        return {key: flat[key] for key in find_strategy(self.strategy).settings}
+    def words(self, text: str) -> str:
+        """What it says, with the settings by which a ladder has it set them."""
+        return text.replace("data.train_fraction", _FRACTIONS)
 
 
-def make_cells(config: dict, given: Set[str] = frozenset()) -> list[Cell]:
+def make_cells(config: dict, given: Set[str] = frozenset()) -> list[LadderCell]:
     """The runs of a ladder: by fraction, the smallest first, then strategy, then seed.
 
     Raises:
       UserError: `config.ladder` is none; a run's config cannot be used.
     """
-    strategies, fractions = _plan(config["ladder"])
+    strategies, fractions = _plan(config)
     if config["data"]["per_class"] and fractions[0] < 1:
         raise UserError(
             f"ladder.fractions={config['ladder']['fractions']} and data.per_class="
@@ -94,19 +64,15 @@ def make_cells(config: dict, given: Set[str] = frozenset()) -> list[Cell]:
     return cells
 
 
-def _plan(section: dict) -> tuple[list[str], list[float]]:
+def _plan(config: dict) -> tuple[list[str], list[float]]:
     """Strategies and growing fractions of `config.ladder`."""
-    strategies, words = (_listed(section, key) for key in ("strategies", "fractions"))
-    settings = [find_strategy(name, "ladder.strategies").settings for name in strategies]
-    for place, found in enumerate(settings):
-        if found in settings[:place]:
-            raise UserError(
-                f"ladder.strategies: {strategies[place]} is the same as "
-                f"{strategies[settings.index(found)]}; leave one out"
-            )
-    if section["reference"] not in strategies:
+    strategies, words = (listed(config, key) for key in (_STRATEGIES, _FRACTIONS))
+    settings = {name: find_strategy(name, _STRATEGIES).settings for name in strategies}
+    check_different(_STRATEGIES, settings)
+    reference = config["ladder"]["reference"]
+    if reference not in strategies:
         raise UserError(
-            f"ladder.reference={section['reference']!r} is not among ladder.strategies="
+            f"ladder.reference={reference!r} is not among ladder.strategies="
             f"{','.join(strategies)}: name one of them"
         )
     fractions = []
@@ -119,26 +85,11 @@ def _plan(section: dict) -> tuple[list[str], list[float]]:
             raise UserError(f"ladder.fractions: {word} must be more than 0 and at most 1")
         fractions.append(fraction)
     # Folders are named by it.
-    _check_once("fractions", [f"{percent(fraction)}%" for fraction in fractions])
+    check_once(_FRACTIONS, [f"{percent(fraction)}%" for fraction in fractions])
     return strategies, sorted(fractions)
 
 
-def _listed(section: dict, key: str) -> list[str]:
-    """The names in a comma-separated setting."""
-    names = [part.strip() for part in section[key].split(",")]
-    if not all(names):
-        raise UserError(f"ladder.{key}={section[key]!r}: name one or more, comma-separated")
-    _check_once(key, names)
-    return names
-
-
-def _check_once(key: str, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise UserError(f"ladder.{key}: {name} is there twice; leave one out")
-
-
-def _cell(config: dict, strategy: str, fraction: float, number: int, given: Set[str]) -> Cell:
+def _cell(config: dict, strategy: str, fraction: float, number: int, given: Set[str]) -> LadderCell:
     data, seed = config["data"], config["seed"] + number
     draw = {"train_fraction": fraction, "seed_draw": data["seed_draw"] + number}
     own = {
@@ -150,25 +101,5 @@ def _cell(config: dict, strategy: str, fraction: float, number: int, given: Set[
         # A run is the same in every ladder that has it.
         "ladder": default_section("ladder"),
     }
-    try:
-        expanded = expand(own, given)
-        check_ranges(expanded)
-        resolved = _experiment(expanded).resolve(expanded, given)
-    except UserError as error:
-        raise UserError(f"{strategy} at {percent(fraction)}%, seed {seed}: {error}") from error
-    return Cell(strategy, fraction, expanded, resolved)
-
-
-def overwritten_settings(cells: Sequence[Cell], config: dict) -> list[str]:
-    """A note on each setting that the study has changed and that a strategy sets otherwise."""
-    flat, usual = (runs.flat_config(c) for c in (config, default.get_config().to_dict()))
-    return [
-        f"{name}: {key}={flat[key]!r} is not used, the strategy sets it to {value!r}"
-        for name in dict.fromkeys(cell.strategy for cell in cells)
-        for key, value in find_strategy(name).settings.items()
-        if key not in _ALWAYS and flat[key] not in (usual[key], value)
-    ]
-
-
-def _experiment(config: dict) -> ModuleType:
-    return importlib.import_module(f"experiments.{config['experiment']}")
+    name = f"{strategy} at {percent(fraction)}%, seed {seed}"
+    return LadderCell(strategy, fraction, *resolved_config(own, given, name))

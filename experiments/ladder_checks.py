@@ -1,4 +1,4 @@
-"""What would stop a run of a ladder, found before the first of them trains."""
+"""What would stop a run of a study of many, found before the first of them trains."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import source, study
-from experiments.ladder_cells import Cell
-from experiments.ladder_requests import Quiet, cell_request, named
+from experiments.cells import Cell
+from experiments.domain_settings import own_groups
+from experiments.ladder_requests import Memos, Quiet, cell_request, named
 from experiments.ladder_results import check_same
 from experiments.options import (
     check_options_without_data,
@@ -33,16 +34,16 @@ from medtl_jax.weights.pretrained import Pretrained
 Weights = dict[str, Pretrained | None]
 
 
-def check_cells(cells: Sequence[Cell], request: Request, memo: dict[str, Dataset]) -> None:
+def check_cells(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     """UserError for a run that could not be begun, or that would not fit those that are finished.
 
     Every strategy is checked at every fraction. Of the seeds that draw, the others than the first
     one are looked at for the smallest fraction alone: a larger draw holds the smaller ones.
 
     Args:
-      cells: of the ladder, by fraction.
-      request: of the ladder.
-      memo: where the data that are read are kept.
+      cells: of the study, by fraction.
+      request: of the study.
+      memos: where the data that are read are kept.
     """
     missing = [cell for cell in cells if not runs.is_finished(cell.folder(request.folder))]
     if not missing:
@@ -52,42 +53,38 @@ def check_cells(cells: Sequence[Cell], request: Request, memo: dict[str, Dataset
     for cell in missing:
         first_of.setdefault(cell.strategy, cell)
     for cell in first_of.values():
-        with named(cell.name):
+        with named(cell):
             _check_settings(cell, request, opened)
-    _check_finished(cells, request, memo, opened)
-    _check_data(missing, request, memo, opened)
+    _check_finished(cells, request, memos, opened)
+    _check_data(missing, request, memos, opened)
 
 
-def _check_finished(
-    cells: Sequence[Cell], request: Request, memo: dict[str, Dataset], opened: Weights
-) -> None:
+def _check_finished(cells: Sequence[Cell], request: Request, memos: Memos, opened: Weights) -> None:
     """UserError where finished runs were made with other images or weights than there are now."""
     images = {}
     for cell in cells:
         if runs.is_finished(cell.folder(request.folder)):
-            with named(cell.name):
-                dataset = read_training_data(cell_request(cell, request, memo))
+            with named(cell):
+                dataset = read_training_data(cell_request(cell, request, memos))
             images = {cell.draw: dataset.checksum()}
             break
     digests = (weights.file.sha256 for weights in opened.values() if weights)
     check_same(request.folder, cells, images, next(digests, None))
 
 
-def _check_data(
-    missing: Sequence[Cell], request: Request, memo: dict[str, Dataset], opened: Weights
-) -> None:
+def _check_data(missing: Sequence[Cell], request: Request, memos: Memos, opened: Weights) -> None:
     """UserError for draws that the runs `missing` could not learn from."""
     first = request.config["seed"]
     begun = (request.folder / runs.CONFIG).is_file()
     by_draw = itertools.groupby(sorted(missing, key=lambda cell: cell.draw), lambda c: c.draw)
-    for (fraction, seed), group in by_draw:
+    for (fraction, seed, _), group in by_draw:
         if fraction > missing[0].fraction and seed != first:
             continue
         members = list(group)
-        with named(members[0].name):
-            dataset = read_training_data(cell_request(members[0], request, memo))
+        with named(members[0]):
+            dataset = read_training_data(cell_request(members[0], request, memos))
         for cell in members:
-            with named(cell.name):
+            with named(cell):
                 weights = opened[cell.resolved["model"]["weights"]]
                 _check_set(cell, dataset, weights, begun)
 
@@ -116,17 +113,17 @@ def _is_probed(config: dict) -> bool:
 
 def _check_probed(cell: Cell, task: str) -> None:
     """UserError for features of whole images where the task, `""` if not known, wants masks."""
-    if task == "segment" and _is_probed(cell.resolved):
+    if task == "segment" and cell.sets.keys() & {"experiment", "transfer.probe_first"}:
         raise UserError(
             "a segmentation has no one vector an image to probe: leave "
-            f"{cell.strategy} out of ladder.strategies"
+            f"{cell.strategy} out of {cell.listed}"
         )
 
 
 def _check_set(cell: Cell, dataset: Dataset, weights: Pretrained | None, begun: bool) -> None:
     """UserError for images that the run of `cell` could not learn from.
 
-    `begun` is whether the ladder's folder is there, whose other settings cannot change any more.
+    `begun` is whether the study's folder is there, whose other settings cannot change any more.
     """
     config, train, val = cell.resolved, dataset.splits["train"], dataset.splits["val"]
     _check_probed(cell, dataset.spec.task)
@@ -157,8 +154,9 @@ def _check_training(cell: Cell, task: Task, train: Split, begun: bool) -> None:
     table, settings = group_table(config), loop_settings(config)
     steps = settings.steps(len(train))
     epochs = settings.for_set(steps).epochs
+    learning = {*table.values(), *own_groups(config)}
     _check_phases(cell, len(parse_phases(config["transfer"]["phases"], table)), epochs, begun)
-    make_schedules(config["optim"], set(table.values()), epochs * steps, steps)
+    make_schedules(config["optim"], learning, epochs * steps, steps)
 
 
 def _check_phases(cell: Cell, phases: int, epochs: int, begun: bool) -> None:
@@ -167,7 +165,7 @@ def _check_phases(cell: Cell, phases: int, epochs: int, begun: bool) -> None:
         return
     ways = ["begin another --workdir with more epochs" if begun else "raise train.epochs"]
     if "transfer.phases" in cell.settings:
-        ways.insert(0, f"leave {cell.strategy} out of ladder.strategies")
+        ways.insert(0, f"leave {cell.strategy} out of {cell.listed}")
     raise UserError(
         f"transfer.phases: {phases} phases need at least {phases} epochs, and there are {epochs}; "
         f"{', or '.join(ways)}"

@@ -1,4 +1,4 @@
-"""The folder of a ladder: where its runs lie, for commands that want a run and are given all."""
+"""The folder of many runs: where they lie, for commands that want one and are given all."""
 
 import pathlib
 
@@ -6,21 +6,26 @@ from medtl_jax import runs
 from medtl_jax.errors import UserError
 
 FOLDER = "cells"
+# What a folder is, by its experiment.
+_MANY = {"ladder": "a ladder", "adapt": "a table of adaptations"}
 
 
 def check_no_ladder(folder: pathlib.Path, config: dict) -> None:
-    """UserError that names a finished run inside where `folder`, with its `config`, is a ladder.
+    """UserError that names a finished run inside where `folder`, with its `config`, has many.
 
     Args:
       folder: a run folder.
       config: the content of its `config.json`.
     """
-    if config.get("experiment") != "ladder":
+    kind = config.get("experiment")
+    if not isinstance(kind, str) or kind not in _MANY:
         return
     cells = folder / FOLDER
     found = sorted(path.name for path in cells.glob("*") if runs.is_finished(path))
     if not found:
-        raise UserError(f"{folder} is a ladder, and none of its runs is finished: run it first")
+        raise UserError(
+            f"{folder} is {_MANY[kind]}, and none of its runs is finished: run it first"
+        )
     # A run of k-NN has no network, which most commands need.
     name = next((name for name in found if not name.startswith("knn-")), found[0])
-    raise UserError(f"{folder} is a ladder: name one of its runs, such as {cells / name}")
+    raise UserError(f"{folder} is {_MANY[kind]}: name one of its runs, such as {cells / name}")

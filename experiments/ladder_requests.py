@@ -1,11 +1,10 @@
-"""How a run of a ladder is asked for: quietly, its warnings kept in its folder."""
+"""How a run among many is asked for: quietly, its warnings kept in its folder."""
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
 
-from experiments.ladder_cells import Cell
-from experiments.settings import unused_by_probe
+from experiments.cells import Cell
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.console import Advance, Console
@@ -14,6 +13,8 @@ from medtl_jax.errors import UserError
 from medtl_jax.files import is_text
 
 NOTES = "notes.json"
+# What was read of each set of images so far, by `Cell.place`.
+Memos = dict[str, dict[str, Dataset]]
 _MARK = "note: "
 
 
@@ -26,9 +27,7 @@ class Quiet(Console):
 
     def __init__(self, outer: Console, cell: Cell, folder: pathlib.Path) -> None:
         self._outer, self._name, self._folder = outer, cell.name, folder
-        # In a ladder the settings of a training by steps are for the other strategies.
-        probed = cell.resolved["experiment"] == "extract"
-        self._known = set(unused_by_probe(cell.resolved)) if probed else set()
+        self._known = set(cell.of_others)
         self._new: list[str] = []
 
     def note(self, text: str) -> None:
@@ -59,22 +58,21 @@ def read_notes(folder: pathlib.Path) -> list[str]:
     return notes
 
 
-def cell_request(cell: Cell, request: Request, memo: dict[str, Dataset]) -> Request:
-    """The request of one run of the ladder `request`."""
+def cell_request(cell: Cell, request: Request, memos: Memos) -> Request:
+    """The request of one run of the study `request`."""
     folder = cell.folder(request.folder)
     quiet = Quiet(request.console, cell, folder)
+    memo = memos.setdefault(cell.place, {})
     return Request(cell.resolved, folder, cell.command, quiet, brief=True, memo=memo)
 
 
-def ladder_words(text: str) -> str:
-    """What a run says, with the settings by which a ladder has it set them."""
-    return text.replace("data.train_fraction", "ladder.fractions")
-
-
 @contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
-    """A mistake inside says which run, or runs, it is of, and names settings of the ladder."""
+def named(cell: Cell, name: str = "") -> Iterator[None]:
+    """A mistake inside says which run it is of, and names settings of the study.
+
+    `name` is that of several runs of which `cell` is one.
+    """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{name}: {ladder_words(str(error))}") from error
+        raise UserError(f"{name or cell.name}: {cell.words(str(error))}") from error

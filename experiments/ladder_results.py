@@ -5,22 +5,23 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from experiments import trained
+from experiments.cells import Cell
 from experiments.compare import read_run
-from experiments.ladder_cells import Cell
 from experiments.ladder_folder import FOLDER
-from experiments.ladder_requests import ladder_words, read_notes
+from experiments.ladder_requests import read_notes
 from experiments.strategies import find_strategy
 from medtl_jax import runs
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
 from medtl_jax.files import is_text
+from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.metrics.seeds import Sampled, difference, judge, over_seeds, pick, sample_runs
 from medtl_jax.objectives.task import Task
 from medtl_jax.report.ladder import Cost, Ladder, Level, Rung
@@ -40,7 +41,8 @@ def collect(folder: pathlib.Path, cells: Sequence[Cell], config: dict, console: 
     first = cells[0].folder(folder)
     predicted = read_run(first, cells[0].name, "test").predicted
     task, device = trained.read_card(first).task, _device(first)
-    sampled = _sampled(folder, cells, config, console)
+    found = (read_run(cell.folder(folder), cell.name, "test").predicted for cell in cells)
+    sampled = sampled_runs(found, len(cells), config, console)
     levels = []
     for fraction, group in itertools.groupby(cells, lambda cell: cell.fraction):
         members = list(group)
@@ -57,25 +59,25 @@ def collect(folder: pathlib.Path, cells: Sequence[Cell], config: dict, console: 
         images=len(predicted.ids),
         patients=None if patients is None else len(np.unique(patients)),
         device=device,
-        notes=_notes(folder, cells),
+        notes=notes_of(folder, cells),
     )
 
 
 def check_same(
     folder: pathlib.Path,
     cells: Sequence[Cell],
-    images: Mapping[tuple[float, int], str] = MappingProxyType({}),
+    images: Mapping[tuple, str] = MappingProxyType({}),
     weights: str | None = None,
 ) -> None:
     """UserError unless the finished runs among `cells` were made with the same data and weights.
 
-    Runs of one fraction and seed have the same drawn images; all that are pretrained have the same
+    Runs of one `Cell.draw` have the same drawn images; all that are pretrained have the same
     weights.
 
     Args:
-      folder: of the ladder.
+      folder: of the study.
       cells: of any state.
-      images: sha256 of the data that there are now, by fraction and seed, as far as they are known.
+      images: sha256 of the data that there are now, by `Cell.draw`, as far as they are known.
       weights: sha256 of the weights' file that there is now, None where it is not known.
     """
     known = {("images", *draw): (digest, None) for draw, digest in images.items()}
@@ -84,11 +86,8 @@ def check_same(
         path = cell.folder(folder)
         if not runs.is_finished(path):
             continue
-        found = {("images", *cell.draw): "data_sha256"}
-        if cell.resolved["model"]["weights"] != "none":
-            found[("weights",)] = "weights_sha256"
-        for what, key in found.items():
-            digest = _checked(path / runs.ENVIRONMENT, str, key)
+        for what, keys in cell.made_of.items():
+            digest, key = checked(path / runs.ENVIRONMENT, str, *keys), ".".join(keys)
             other, earlier = known.setdefault(what, (digest, path))
             if digest == other:
                 continue
@@ -103,7 +102,7 @@ def check_same(
             )
 
 
-def _notes(folder: pathlib.Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+def notes_of(folder: pathlib.Path, cells: Sequence[Cell]) -> tuple[str, ...]:
     """What the runs noted, each note once with the strategies that it is of.
 
     Of the notes on the data those that all runs have: the others tell of one draw.
@@ -112,28 +111,28 @@ def _notes(folder: pathlib.Path, cells: Sequence[Cell]) -> tuple[str, ...]:
     common: list[str] | None = None
     for cell in cells:
         path = cell.folder(folder)
-        ours = _lines(path / runs.ENVIRONMENT, "data", "notes")
+        ours = lines_of(path / runs.ENVIRONMENT, "data", "notes")
         common = ours if common is None else [note for note in common if note in ours]
         for note in read_notes(path):
             if note not in ours:
                 whose.setdefault(note, {})[cell.strategy] = None
     names = len({cell.strategy for cell in cells})
+    every = f"all {cells[0].listed.partition('.')[2]}"
     lines = tuple(common or ()) + tuple(
-        f"{'all strategies' if len(found) == names > 1 else ', '.join(found)}: {note}"
+        f"{every if len(found) == names > 1 else ', '.join(found)}: {note}"
         for note, found in whose.items()
     )
-    return tuple(map(ladder_words, lines))
+    return tuple(map(cells[0].words, lines))
 
 
-def _sampled(
-    folder: pathlib.Path, cells: Sequence[Cell], config: dict, console: Console
+def sampled_runs(
+    predicted: Iterable[Predicted], count: int, config: dict, console: Console
 ) -> Iterator[Sampled]:
-    """The test metrics of each run on the same draws, in the order of the cells."""
-    predicted = (read_run(cell.folder(folder), cell.name, "test").predicted for cell in cells)
+    """The test metrics of each of `count` runs on the same draws."""
     options = {"resamples": config["eval"]["resamples"], "seed": config["seed"]}
     with console.progress("intervals") as advance:
         for done, one in enumerate(sample_runs(predicted, **options), 1):
-            advance(done, len(cells), "")
+            advance(done, count, "")
             yield one
 
 
@@ -194,20 +193,22 @@ def _differences(samples: Samples, reference: str) -> dict[str, dict]:
 def _validation(folder: pathlib.Path, select: str, task: Task) -> float | None:
     """The validation value `select` of the epoch that a run kept."""
     validator = task_validator(select, task)
-    history = _history(folder / "metrics.jsonl", validator.key)
+    history = read_history(folder / "metrics.jsonl", [validator.key])
     best = best_so_far(history, validator)
     return None if best is None else history[best - 1][validator.key]
 
 
-def _history(path: pathlib.Path, key: str) -> list[dict]:
-    """The epochs of a run, which all have `key`."""
+def read_history(path: pathlib.Path, keys: Sequence[str]) -> list[dict]:
+    """The epochs of a run, which all have a number, or None, under each of `keys`."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("too large")
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if [record["epoch"] for record in records] != list(range(1, len(records) + 1)):
+        epochs = [record["epoch"] for record in records]
+        if not epochs or epochs != list(range(1, len(epochs) + 1)):
             raise ValueError("epochs are missing")
-        if not all(record[key] is None or _is_number(record[key]) for record in records):
+        values = [record[key] for record in records for key in keys]
+        if not all(value is None or _is_number(value) for value in values):
             raise ValueError("no numbers")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(path) from None
@@ -224,16 +225,16 @@ def _read(path: pathlib.Path, *keys: str) -> Any:
     return value
 
 
-def _checked(path: pathlib.Path, kind: type, *keys: str) -> Any:
-    """As `_read`, of the type `kind`."""
+def checked(path: pathlib.Path, kind: type, *keys: str) -> Any:
+    """As `_read`, of the type `kind`; text can be written."""
     value = _read(path, *keys)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is str and not is_text(value)):
         raise _damaged(path)
     return value
 
 
-def _lines(path: pathlib.Path, *keys: str) -> list[str]:
-    lines = _checked(path, list, *keys)
+def lines_of(path: pathlib.Path, *keys: str) -> list[str]:
+    lines = checked(path, list, *keys)
     if not all(map(is_text, lines)):
         raise _damaged(path)
     return [" ".join(line.split()) for line in lines]
@@ -241,7 +242,7 @@ def _lines(path: pathlib.Path, *keys: str) -> list[str]:
 
 def _count(path: pathlib.Path, split: str) -> int:
     """The images of a split, as the environment of a run says."""
-    count = _checked(path, int, "data", "images", split)
+    count = checked(path, int, "data", "images", split)
     if not 0 < count < 2**53:
         raise _damaged(path)
     return count
@@ -266,12 +267,12 @@ def _damaged(path: pathlib.Path) -> UserError:
 
 def _device(folder: pathlib.Path) -> str:
     """What a run computed with: `CPU`, `GPU` or `TPU`."""
-    return _checked(folder / runs.ENVIRONMENT, str, "backend").upper()
+    return checked(folder / runs.ENVIRONMENT, str, "backend").upper()
 
 
 def data_name(folder: pathlib.Path) -> str:
     """Of the data set of a run."""
-    return _checked(folder / runs.ENVIRONMENT, str, "data", "name")
+    return checked(folder / runs.ENVIRONMENT, str, "data", "name")
 
 
 def _cost(folders: Sequence[pathlib.Path], devices: int) -> Cost:
@@ -290,7 +291,7 @@ def _cost(folders: Sequence[pathlib.Path], devices: int) -> Cost:
         worked = _amount(path, "cpu_seconds")
         if _device(folder) != "CPU":
             # Processors only wait for the accelerators.
-            count = devices or len(_checked(environment, list, "devices"))
+            count = devices or len(checked(environment, list, "devices"))
             worked = None if total is None else total * count
         spent.append(worked)
     most = max((one for one in memory if one is not None), default=None)

@@ -1,8 +1,8 @@
 """What a config asks of a training, checked as far as it can be without its data."""
 
 from experiments import study
-from experiments.adaptation import check_domain
 from experiments.augmentation import check_augmentation
+from experiments.domain_settings import check_domain
 from medtl_jax.errors import UserError
 from medtl_jax.metrics.thresholds import check_sensitivity
 from medtl_jax.objectives.pretrain import check_pretrain, needs

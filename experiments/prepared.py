@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import numpy as np
 
-from experiments import adaptation, source, study, trained
+from experiments import adaptation, domain_settings, source, study, trained
 from experiments.augmentation import check_for_data, mixing, say_augmentation
 from experiments.features import kept_activations, linear_probe, with_head
 from experiments.options import (
@@ -117,7 +117,7 @@ def prepare(request: Request) -> Prepared:
     check_retention(config, classifier)
     dataset = read_training_data(request)
     domains = None
-    if adaptation.wanted(config):
+    if domain_settings.wanted(config):
         domains = adaptation.find_domains(config, dataset, console)
         dataset = domains.source
     train = dataset.splits["train"]
@@ -126,9 +126,10 @@ def prepare(request: Request) -> Prepared:
     check_splits(dataset, task, settings)
     steps = settings.steps(len(train))
     settings = settings.for_set(steps)
-    adaptation.run_validator(config, task)
+    domain_settings.run_validator(config, task)
     total, firsts = settings.epochs * steps, first_epochs(plan, settings.epochs)
-    schedules = make_schedules(config["optim"], {*table.values(), DISCRIMINATOR}, total, steps)
+    learning = {*table.values(), *domain_settings.own_groups(config)}
+    schedules = make_schedules(config["optim"], learning, total, steps)
     new = _new_terms(config, task, train.target, total)
     console.note(f"training: {settings.epochs} epochs of {steps} steps")
     table = with_source_head(table, config)
@@ -162,6 +163,7 @@ def prepare(request: Request) -> Prepared:
     training = dataclasses.replace(training, evaluated=evaluated)
     if domains:
         environment["target"] = adaptation.target_card(domains)
+        environment["target_sha256"] = environment["target"]["sha256"]
         training = adaptation.judged_training(config, fitted, training, domains)
     return Prepared(
         training=training,
@@ -253,7 +255,8 @@ def read_training_data(request: Request) -> Dataset:
             "the network has a decoder"
         )
     check_for_data(config, dataset)
-    for line in unused_settings(config, dataset.spec.task):
+    unused = unused_settings(config, dataset.spec.task)
+    for line in (*unused, *domain_settings.unused_by_domain(config)):
         console.note(f"note: {line}")
     return dataset
 
@@ -341,7 +344,7 @@ def _feed(
         if "source_data" in needs(config["transfer"]["pretrain_loss"]):
             old = source_set.splits["train"]
             sets["source"] = {"image": old.images, "target": old.target}
-        if adaptation.trains_on_target(config):
+        if domain_settings.trains_on_target(config):
             other = unlabelled(domains.target.splits["train"])
             sets[TARGET_DOMAIN] = {"image": other.images, "target": other.target}
         return Feed(sets, groups), val

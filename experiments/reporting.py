@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.augmentation import augmentation_lines, draw_sheet
 from experiments.explaining import explain
+from experiments.robustness import measure_robustness
 from experiments.study import Effort, Fitted, Request
 from medtl_jax import runs
 from medtl_jax.console import Console
@@ -65,7 +66,8 @@ def finish(
 ) -> None:
     """Writes predictions, figures, report and, last of all, `metrics.json`; prints the table.
 
-    A brief request gets neither figures nor report nor events.
+    A brief request gets neither figures nor report nor events, and nothing is measured beside the
+    scores.
 
     Args:
       request, environment, fitted, history, notes: what the report tells of.
@@ -87,9 +89,10 @@ def finish(
         runs.write_json(folder / runs.DRIFT, drift)
     if history:
         runs.write_json(folder / runs.COST, _cost(request, history))
+    robust = measure_robustness(request, fitted, predictions, metrics, main_split(metrics))
     if not request.brief:
         shown = (predictions, metrics, history, calibration, fitted_on, drift)
-        drawn = _draw(request, fitted, *shown)
+        drawn = _draw(request, fitted, *shown) | robust.figures()
         lines = augmentation_lines(config) if train is not None else []
         if lines:
             drawn["augmentation"] = draw_sheet(config, fitted, train)
@@ -104,10 +107,12 @@ def finish(
             history=history,
             metrics=metrics,
             figures=drawn,
-            notes=[*notes, *patient_notes],
+            notes=[*notes, *patient_notes, *robust.notes],
             calibration=card,
             drift=drift,
             augmentation=lines,
+            tta=robust.tta,
+            corruptions=robust.corruptions,
         )
         write_metrics(folder / runs.EVENTS, metrics, history[-1]["step"] if history else 0)
     # The order of the metrics is that of the tables, also when a finished run is shown again.

@@ -57,6 +57,7 @@ _RANGES = {
     "train.ema": _RATE,
     "train.swa": _RATE,
     "ladder.seeds": (1, 1000),
+    "adapt.seeds": (1, 1000),
     "find_lr.steps": (20, 10_000),
     "find_lr.least": (math.ulp(0.0), math.inf),
     "find_lr.most": (math.ulp(0.0), math.inf),
@@ -64,6 +65,7 @@ _RANGES = {
     "eval.resamples": (1, 100_000),
     "eval.target_sensitivity": (math.ulp(0.0), 1),
     "eval.surface_tolerance": (0, 1000),
+    "eval.tta": (0, 1000),
 }
 # Settings that only these tasks have; config.train's are refused by `objectives.task`.
 _OF_TASKS = {
@@ -84,6 +86,9 @@ _OF_STEPS = (
     "augment.mixup",
     "augment.cutmix",
 )
+# Measurements beside the scores, and the experiments that make them.
+_MEASURED = ("eval.tta", "eval.corruptions")
+_MEASURED_BY = ("finetune", "evaluate")
 _CHOICES = {
     "task": ("", *TASKS),
     "model.compute": ("float32", "bfloat16"),
@@ -146,6 +151,12 @@ def check_ranges(config: dict) -> None:
         if flat[key] not in known:
             names = ", ".join(name for name in known if name)
             raise UserError(f"{key}={flat[key]!r} is not known; choose from {names}")
+    for key in _MEASURED:
+        if flat[key] and flat["experiment"] not in _MEASURED_BY:
+            raise UserError(
+                f"{key}={flat[key]} is for experiment={' and '.join(_MEASURED_BY)}, not for "
+                f"{flat['experiment']}; leave it out, and evaluate a finished run with it"
+            )
 
 
 def unused_settings(config: dict, task: str) -> list[str]:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from experiments import settings, study
-from experiments.adaptation import for_target, run_validator, with_domains
+from experiments.adaptation import for_source, for_target, with_domains
+from experiments.domain_settings import run_validator
 from experiments.ladder_folder import check_no_ladder
 from experiments.study import Fitted
 from medtl_jax import runs
@@ -28,7 +29,7 @@ from medtl_jax.training.selection import best_epoch
 from medtl_jax.weights.pretrained import parse_input
 
 # What a trained model brings with it; a command that uses it cannot set these anew.
-_OF_THE_MODEL = ("task", "model.", "transfer.", "optim.", "augment.", "train.ordinal")
+_OF_THE_MODEL = ("task", "model.", "transfer.", "optim.", "augment.", "domain.", "train.ordinal")
 # What decides which images of a table without splits are for test.
 _OF_THE_TEST = (
     "data.seed_split",
@@ -248,8 +249,12 @@ def begun_card(folder: pathlib.Path) -> Card | None:
     return read_card(folder)
 
 
-def open_run(folder: pathlib.Path) -> TrainedModel:
-    """The best checkpoint in the run folder. UserError if there is none to be used."""
+def open_run(folder: pathlib.Path, *, of_source: bool = False) -> TrainedModel:
+    """The best checkpoint in the run folder. UserError if there is none to be used.
+
+    Of a run that has adapted it is the network for the target or, `of_source`, that with the batch
+    statistics of the source.
+    """
     config = runs.read_json(folder / runs.CONFIG)
     if config["experiment"] == "extract" and config["probe"]["kind"] == "knn":
         raise UserError(
@@ -273,7 +278,8 @@ def open_run(folder: pathlib.Path) -> TrainedModel:
         validator = run_validator(config, card.task)
         history = _check_history(checkpoints.history(), validator.key, folder)
         epoch = best_epoch(history, validator)
-        variables = for_target(config, checkpoints.restore_best(epoch, shapes))
+        best = checkpoints.restore_best(epoch, shapes)
+    variables = for_source(best) if of_source else for_target(config, best)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())

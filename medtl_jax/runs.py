@@ -44,6 +44,7 @@ _FIXED = {
     "data_sha256": "data",
     "weights_sha256": "weights",
     "source_sha256": "source data",
+    "target_sha256": "target data",
     "checkpoint_sha256": "checkpoint",
 }
 

@@ -27,8 +27,7 @@ from medtl_jax.domain.alignment import (
     weighted_mean,
 )
 from medtl_jax.models.layers import Conv
-
-DISCRIMINATOR = "discriminator"
+from medtl_jax.transfer.groups import DISCRIMINATOR
 
 
 def reverse_gradient(x: jax.Array, strength: jax.Array | float) -> jax.Array:
@@ -231,13 +230,17 @@ class Adversary:
         return 1 + jnp.exp(-reverse_gradient(entropy(self._answers(out)), strength))
 
 
-def dann(discriminator: nn.Module, reads: str = "features") -> Adversary:
+def dann(
+    discriminator: nn.Module,
+    reads: str = "features",
+    log_probabilities: LogProbabilities = jax.nn.log_softmax,
+) -> Adversary:
     """The term of DANN (Ganin et al. 2016): the discriminator reads one entry of `out`.
 
     For masks that is a map (`stage4`, the bottleneck) or `logits` (the output, as in Tsai et al.
     2018), with a `MapDiscriminator`.
     """
-    return Adversary(discriminator, reads)
+    return Adversary(discriminator, reads, log_probabilities=log_probabilities)
 
 
 def cdan(

@@ -23,6 +23,8 @@ from medtl_jax.objectives.task import Task
 # For which tasks: what reads features alone is for all, what reads answers is not.
 _ANY = ("classify", "multilabel", "ordinal", "segment", "regress")
 _RANKED = ("classify", "ordinal")
+# For which one answer is a distribution over the classes.
+_DISTRIBUTIONS = (*_RANKED, "segment")
 METHODS: dict[str, tuple[str, ...]] = {
     "dann": _ANY,
     "cdan": _RANKED,
@@ -30,10 +32,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mmd": _ANY,
     "coral": _ANY,
     "mcc": _RANKED,
-    "entropy": (*_RANKED, "segment"),
+    "entropy": _DISTRIBUTIONS,
 }
 """Names for `domain.method`, and the tasks that each is for."""
-_ADVERSARIAL = ("dann", "cdan", "cdan_e")
+ADVERSARIAL = ("dann", "cdan", "cdan_e")
+"""Those with a discriminator."""
+READERS = ("dann", "mmd", "coral")
+"""Those that read the entry of the network's `out` that `domain.reads` names."""
 
 
 def parse_method(text: str) -> tuple[tuple[float, str], ...]:
@@ -46,7 +51,7 @@ def parse_method(text: str) -> tuple[tuple[float, str], ...]:
       UserError: as `sums.parse_sum`; two losses with a discriminator.
     """
     found = parse_sum("domain.method", text, METHODS, "cdan_e + 0.1*mcc")
-    against = [name for _, name in found if name in _ADVERSARIAL]
+    against = [name for _, name in found if name in ADVERSARIAL]
     if len(against) > 1:
         raise UserError(
             f"domain.method={text!r}: {' and '.join(against)} want a discriminator each, and there "
@@ -55,13 +60,18 @@ def parse_method(text: str) -> tuple[tuple[float, str], ...]:
     return found
 
 
-def check_method(text: str, task: str) -> None:
-    """UserError for a `domain.method` that is none, or not for the task."""
+def check_method(text: str, task: str, reads: str = "") -> None:
+    """UserError for a `domain.method` that is none, or not for the task and what it `reads`."""
     for _, name in parse_method(text):
         if task not in METHODS[name]:
             able = ", ".join(other for other, tasks in METHODS.items() if task in tasks)
             raise UserError(
                 f"domain.method={text!r}: {name} is not for task={task}; choose from {able}"
+            )
+        if name == "dann" and reads == "logits" and task not in _DISTRIBUTIONS:
+            raise UserError(
+                f"domain.reads=logits: dann reads them as the probabilities of classes, which "
+                f'task={task} has not; set domain.reads="" for the features, or to a stage'
             )
 
 
@@ -80,7 +90,7 @@ def make_domain_terms(
     Raises:
       UserError: as `check_method`; `out` has no such entry.
     """
-    check_method(text, task.name)
+    check_method(text, task.name, reads)
     reads = reads or FEATURES
     check_reads(out, [reads])
     answers = jax.nn.log_softmax
@@ -88,7 +98,7 @@ def make_domain_terms(
         answers = functools.partial(ordinal_log_probabilities, kind=task.ordinal)
     judge = MapDiscriminator() if len(out[reads].shape) == 4 else Discriminator(width)
     make = {
-        "dann": lambda: dann(judge, reads),
+        "dann": lambda: dann(judge, reads, answers),
         "cdan": lambda: cdan(
             Discriminator(width), entropy_weights=False, log_probabilities=answers
         ),

@@ -134,19 +134,25 @@ def find_validator(name: str, source: Validator, task: str) -> Validator:
       UserError: there is none of this name for the task.
     """
     known = {source.name: source, **VALIDATORS}
-    fitting = {
-        key: found
-        for key, found in known.items()
-        if task != "regress" or "target_probabilities" not in found.needs
-    }
+    lacking = {key: _lacking(found, task) for key, found in known.items()}
+    fitting = [key for key, reason in lacking.items() if not reason]
     if name in fitting:
-        return fitting[name]
+        return known[name]
     why = f"there is no validator '{name}'"
     if name in known:
-        why = f"the validator '{name}' needs probabilities, which task={task} does not predict"
+        why = f"the validator '{name}' needs {lacking[name]}"
     elif name.casefold().startswith(ORACLE):
         why = f"'{name}' uses target labels, and nothing may be chosen by them"
     raise UserError(f"{why}: choose from {', '.join(fitting)}")
+
+
+def _lacking(validator: Validator, task: str) -> str:
+    """What a validator needs and the task has not; empty where it has all."""
+    if task == "regress" and "target_probabilities" in validator.needs:
+        return f"probabilities, which task={task} does not predict"
+    if task != "classify" and "source_losses" in validator.needs:
+        return f"the log loss of one class an image, which task={task} has not"
+    return ""
 
 
 def measure(evidence: Evidence, validators: Iterable[Validator]) -> dict[str, float | None]:

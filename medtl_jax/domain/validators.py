@@ -155,6 +155,15 @@ def _neighbour_entropy(rows: np.ndarray, start: int, stop: int, temperature: flo
     return np.log(sums) - np.einsum("ij,ij->i", weights, scores, dtype=np.float64) / sums
 
 
+def check_dev(source: int, target: int) -> None:
+    """UserError where so many training images of the domains are too few for `dev`."""
+    if min(source, target) < _FEWEST:
+        raise UserError(
+            f"the validator dev needs {_FEWEST} training images of each domain, there are "
+            f"{source} of the source and {target} of the target: choose another validator"
+        )
+
+
 def density_ratio(
     source: np.ndarray, target: np.ndarray, at: np.ndarray, *, limit: int = FIT_ROWS, seed: int = 0
 ) -> np.ndarray:
@@ -175,11 +184,7 @@ def density_ratio(
     Raises:
       UserError: fewer than `_FEWEST` rows of a domain.
     """
-    if min(len(source), len(target)) < _FEWEST:
-        raise UserError(
-            f"the validator dev needs {_FEWEST} training images of each domain, there are "
-            f"{len(source)} of the source and {len(target)} of the target: choose another validator"
-        )
+    check_dev(len(source), len(target))
     parts = [part[sampled_rows(len(part), limit, seed)] for part in (source, target)]
     rows = np.concatenate(parts).astype(np.float64)
     domain = np.repeat([0, 1], [len(part) for part in parts])

@@ -38,7 +38,7 @@ KINDS = ("pca", "tsne")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _ROW = 0.27
 # Fewest images to embed, and how many directions of theirs t-SNE starts from.
-_LEAST, _DIRECTIONS = 5, 50
+LEAST_POINTS, _DIRECTIONS = 5, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Features:
 
     Attributes:
       source, target: float `[n, d]` and `[m, d]`.
-      source_labels: int `[n]`, places in the classes.
+      source_labels: int `[n]`, places in the classes; None where an image is not of one class.
       target_labels: int `[m]`, for the marks in the plot alone; None where there are none.
     """
 
     source: np.ndarray
     target: np.ndarray
-    source_labels: np.ndarray
+    source_labels: np.ndarray | None
     target_labels: np.ndarray | None = None
 
 
@@ -109,7 +109,7 @@ def embed(features: np.ndarray, kind: str = "pca", seed: int = 0) -> np.ndarray:
     Raises:
       ValueError: another kind; fewer than five rows; features that are not finite.
     """
-    if kind not in KINDS or len(features) < _LEAST or not np.isfinite(features).all():
+    if kind not in KINDS or len(features) < LEAST_POINTS or not np.isfinite(features).all():
         raise ValueError(f"want one of {KINDS} and finite [n >= 5, d]: {kind}, {features.shape}")
     # One feature lies on a line, in the plane as well.
     wide = np.pad(features.astype(np.float64), ((0, 0), (0, max(0, 2 - features.shape[1]))))
@@ -139,7 +139,7 @@ def features_figure(
 
     Args:
       panels: by title, such as the name of a method.
-      classes: names.
+      classes: names; none where images are not of one class each.
       kind, seed: of `embed`; each panel is embedded by itself.
 
     Raises:
@@ -148,12 +148,13 @@ def features_figure(
     how = {"pca": "the two directions of their largest variance (PCA)", "tsne": "t-SNE"}[kind]
     known = all(panel.target_labels is not None for panel in panels.values())
     marks = "Markers and names: classes; the target's are drawn from labels that nothing was "
-    marks += "trained or chosen by." if known else "trained or chosen by, where they are known."
+    marks += "trained or chosen by. " if known else "trained or chosen by, where they are known. "
+    marks *= bool(classes)
     rows = -(-len(panels) // 2) if len(panels) > 1 else 1
     columns = min(len(panels), 2)
     figure = new_figure(
         rows * (2.5 if columns > 1 else 3.6) + 0.3 * -(-(len(classes) + 2) // 4),
-        f"Features of images of both domains: {how}. Blue: source; orange, hollow: target. {marks} "
+        f"Features of images of both domains: {how}. Blue: source; orange, hollow: target. {marks}"
         "Distances between panels do not compare.",
     )
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -21,6 +21,7 @@ from medtl_jax.report.markup import (
     text,
 )
 from medtl_jax.report.results import calibration_part, headline, metrics_part, thresholds_part
+from medtl_jax.report.robustness import corruptions_part, tta_part
 from medtl_jax.report.tables import printable
 
 # Figures of a section, those that a run has; a name in no section gets one of its own.
@@ -32,7 +33,7 @@ _FIGURES = {
     "Examples and worst errors": ("examples", "errors"),
     "What the network looked at": ("gradcam",),
 }
-_ELSEWHERE = ("metrics", "curves", "reliability", "drift", "augmentation")
+_ELSEWHERE = ("metrics", "curves", "reliability", "drift", "augmentation", "corruptions")
 
 
 def write_report(
@@ -50,6 +51,8 @@ def write_report(
     calibration: dict | None = None,
     drift: dict | None = None,
     augmentation: Sequence[str] = (),
+    tta: dict | None = None,
+    corruptions: dict | None = None,
 ) -> None:
     """Writes the report of a run to `path`, whole or not at all; equal inputs, equal bytes.
 
@@ -59,7 +62,9 @@ def write_report(
       command: the command line that repeats the run.
       config: resolved configuration; `seed` is shown by itself.
       environment: versions and devices, shown as they are; of these `commit`, `weights`
-        (`{"name", "sha256", "report"}`) and `data_sha256` have a place of their own.
+        (`{"name", "sha256", "report"}`), `data_sha256` and `target` (`{"name", "source", "images":
+        {split: n}, "labelled": (split, ...), "notes", "sha256"}`, the unlabelled set that was
+        adapted to) have a place of their own.
       data: `{"name", "task", "classes", "counts": {split: {row: number or short text}},
         "images": {split: n}, "patients": {split: n} or None, "image_size", "channels",
         "licence", "source", "notes", "sha256"}`; `report.datacard` makes counts and images.
@@ -71,6 +76,8 @@ def write_report(
       calibration: the content of `calibration.json`, None where nothing was fitted.
       drift: the content of `drift.json`, see `report.drift`, None where nothing was measured.
       augmentation: lines on what was done to the training images, empty where nothing was.
+      tta, corruptions: the content of `tta.json` and `corruptions.json`, see
+        `report.robustness`; None where it was not asked for.
 
     Raises:
       UserError: the file cannot be written (disk full, no permission).
@@ -79,12 +86,14 @@ def write_report(
     if_any = [
         ("Calibration", calibration_part(metrics, calibration, drawn.get("reliability", ""))),
         ("Operating points", thresholds_part(metrics, calibration)),
+        ("Test-time augmentation", tta_part(tta)),
+        ("Corrupted images", corruptions_part(corruptions, drawn.get("corruptions", ""))),
         ("What fine-tuning changed", drift_part(drift, drawn.get("drift", ""))),
     ]
     sections = [
         headline(data["task"], metrics, notes),
         section("How to reproduce", _reproduce(command, config, environment, data)),
-        section("Data", _data_card(data)),
+        section("Data", _data_card(data) + _target_card(environment.get("target"))),
         *_augmentation(augmentation, drawn.get("augmentation", "")),
         section("Training", _training(history, drawn.get("curves", ""))),
         section("Metrics", drawn.get("metrics", "") + metrics_part(data["task"], metrics)),
@@ -147,6 +156,20 @@ def _data_card(data: dict) -> str:
     return table(["", *counts], rows, numbers) + facts(known) + bullets(data["notes"])
 
 
+def _target_card(target: dict | None) -> str:
+    """The set that the network was adapted to, where there is one."""
+    if target is None:
+        return ""
+    known = {
+        "adapted to": target["name"],
+        "its images": ", ".join(f"{split} {n}" for split, n in target["images"].items()),
+        "its labels": ", ".join(target["labelled"]) or "none",
+        "its source": target["source"],
+        "its sha256": target["sha256"],
+    }
+    return facts(known) + bullets(target["notes"])
+
+
 def _augmentation(lines: Sequence[str], picture: str) -> list[str]:
     """The section on augmentation, where there was any."""
     return [section("Augmentation", bullets(lines) + picture)] if lines else []
@@ -170,7 +193,8 @@ def _weights(weights: dict | None) -> str:
 
 
 def _environment(environment: dict) -> str:
-    return facts({key: value for key, value in environment.items() if key != "weights"})
+    placed = ("weights", "target")
+    return facts({key: value for key, value in environment.items() if key not in placed})
 
 
 def _number(value: object) -> str:

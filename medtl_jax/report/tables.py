@@ -59,6 +59,8 @@ HEADLINE = {
 }
 _CALIBRATED = "_calibrated"
 BY_PATIENT, OBSERVER = "_patient", "_observer2"
+# In a run that is adapted to a target, whose test is `test`: the test of the source.
+SOURCE_TEST = "source_test"
 # Columns of the terminal's table by class: the first of these that there are.
 _CLASS_COLUMNS = (
     "dice", "iou", "hd95", "nsd", "mae", "rmse", "r2", "pearson", "auc", "pr_auc", "recall",
@@ -133,8 +135,8 @@ def split_label(split: str) -> str:
     """Returns a split's name for readers: `test_patient` is the test split by patient."""
     for suffix, what in ((BY_PATIENT, "averaged by patient"), (OBSERVER, "second observer")):
         if split.endswith(suffix):
-            return f"{printable(split.removesuffix(suffix))}, {what}"
-    return printable(split)
+            return f"{split_label(split.removesuffix(suffix))}, {what}"
+    return "source's own test" if split == SOURCE_TEST else printable(split)
 
 
 def metric_rows(metrics: dict[str, dict]) -> list[Row]:
@@ -248,7 +250,7 @@ def metrics_table(metrics: dict[str, dict]) -> str:
         (row.name, row.value, row.interval, row.n, row.note)
         for row in (Row("metric", "value", "95% CI", "n", ""), *metric_rows(whole))
     ]
-    lines = _aligned(rows, "<><><")
+    lines = aligned(rows, "<><><")
     if classes := by_class(metrics):
         present = {metric for entries in classes.values() for metric in entries}
         names = [name for name in _CLASS_COLUMNS if name in present][:_MOST_COLUMNS]
@@ -257,15 +259,15 @@ def metrics_table(metrics: dict[str, dict]) -> str:
         for label, entries in classes.items():
             cells = (format_value(entries[name]) if name in entries else "" for name in names)
             table.append((printable(label), *cells))
-        lines += ["", *_aligned(table, "<" + ">" * len(names))]
+        lines += ["", *aligned(table, "<" + ">" * len(names))]
     patients = next((e["n_patients"] for e in metrics.values() if "n_patients" in e), None)
     if patients is not None:
         lines.append(f"Intervals resample whole patients ({patients}).")
     return "\n".join(lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Lines of columns two spaces apart, each to the left (`<`) or right (`>`)."""
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Returns lines of columns two spaces apart, each to the left (`<`) or right (`>`)."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

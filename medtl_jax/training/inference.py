@@ -56,7 +56,7 @@ def make_predict(
                 resident_step(variables, images, jax.device_put(rows, mesh.batched))
                 for rows in batches.indices
             )
-        return _joined(map(then, fetched(parts)), len(images))
+        return joined(map(then, fetched(parts)), len(images))
 
     return predict
 
@@ -66,7 +66,7 @@ def is_finite(values: np.ndarray) -> bool:
     return all(np.isfinite(row).all() for row in values)
 
 
-def _joined(parts: Iterable[np.ndarray], count: int) -> np.ndarray:
+def joined(parts: Iterable[np.ndarray], count: int) -> np.ndarray:
     """The first `count` rows of the parts; what follows them is padding."""
     found, start = None, 0
     for part in parts:

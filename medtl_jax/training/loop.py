@@ -244,11 +244,10 @@ def epochs(
         # The anchor never changes: `checkpoints.initial` has it.
         keeping.checkpoints.save(epoch, state.replace(anchor=None), history, best)
         keeping.record_events(history[-1])
-        keeping.console.note(_line(history[-1], settings.epochs, is_best))
+        keeping.console.note(_line(history[-1], settings.epochs, training.chosen_by.key, is_best))
     if len(history) < settings.epochs:
-        keeping.console.note(
-            f"stopped early: no better {training.chosen_by.key} in {settings.patience} epochs"
-        )
+        what = training.chosen_by.key.replace("_", " ")
+        keeping.console.note(f"stopped early: no better {what} in {settings.patience} epochs")
     return history
 
 
@@ -313,9 +312,12 @@ def _stalled(history: list[dict], training: Training, steps: int) -> bool:
     return best is not None and len(history) - max(best, first) >= settings.patience
 
 
-def _line(record: dict, epochs: int, is_best: bool) -> str:
+def _line(record: dict, epochs: int, key: str, is_best: bool) -> str:
+    shown = {name: f"val_{name}" for name in _PRINTED}
+    if not key.startswith("val_"):
+        shown[key.replace("_", " ")] = key
     values = "  ".join(
-        f"{name} {_shown(record[f'val_{name}'])}" for name in _PRINTED if f"val_{name}" in record
+        f"{name} {_shown(record[value])}" for name, value in shown.items() if value in record
     )
     return (
         f"epoch {record['epoch']}/{epochs}  loss {_shown(record['train_loss'])}  "

@@ -272,6 +272,9 @@ def train_step(
     for other in ("source", TARGET_DOMAIN):
         if other in batch:
             own = _inputs(batch[other], named_key(key, f"{other}_augment"), parts)
+            if other == TARGET_DOMAIN and parts.mix is not None:
+                # Images of one domain alone would be told from the others by being mixed.
+                own = mix_batch(named_key(key, f"{other}_mixup"), own, parts.mix)
             batch = {**batch, other: own}
     if parts.teacher:
         batch = {**batch, "teacher": _teacher(state.anchor, batch, parts)}

@@ -291,8 +291,10 @@ def test_no_known_validator_is_an_oracle():
 def test_validators_are_found_by_name():
     assert find_validator("source", ACCURACY, "regress") is ACCURACY
     assert find_validator("snd", ACCURACY, "segment") is VALIDATORS["snd"]
-    assert find_validator("dev", ACCURACY, "regress") is VALIDATORS["dev"]
+    assert find_validator("dev", ACCURACY, "classify") is VALIDATORS["dev"]
     with pytest.raises(UserError, match=r"^'oracle_dice' uses target labels, .*: choose from sour"):
         find_validator("oracle_dice", ACCURACY, "segment")
-    with pytest.raises(UserError, match=r"needs probabilities, .*choose from source, dev$"):
+    with pytest.raises(UserError, match=r"needs probabilities, .*choose from source$"):
         find_validator("snd", ACCURACY, "regress")
+    with pytest.raises(UserError, match=r"the log loss of one class an image, .* entropy, infom"):
+        find_validator("dev", ACCURACY, "segment")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, benchmark_augment
 from medtl_jax.errors import UserError
 
 SMALL = ["--models", "lenet5", "--size", "28", "--batch", "4", "--rounds", "1", "--seconds", "0.01"]
@@ -47,3 +47,25 @@ def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(UserError) as caught:
         benchmark.main([*SMALL, *arguments])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_row_for_each_preset(capsys):
+    small = ["--model", "lenet5", "--size", "28", "--batch", "2", "--rounds", "1", "--steps", "1"]
+    benchmark_augment.main([*small, "--presets", "xray,histology"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
+    assert [row[:2] for row in rows] == [["| xray", "1"], ["| histology", "3"]]
+    for row in rows:
+        assert all(float(row[place].strip(" |")) > 0 for place in (2, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--presets", "photos"], "'photos' is not known; choose from xray, ct"),
+        (["--steps", "0"], "--steps=0 must be at least 1"),
+        (["--size", "8"], "--size=8 is too small for efficientnet_lite0"),
+    ],
+)
+def test_mistakes_about_presets_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        benchmark_augment.main(arguments)

@@ -481,7 +481,8 @@ def test_a_ladder_in_the_place_of_a_run(launch, trained, no_figures, tmp_path, c
 
 def test_settings_of_the_study_that_a_strategy_overwrites_are_named(launch):
     from configs import default
-    from experiments.ladder_cells import make_cells, overwritten_settings
+    from experiments.cells import overwritten_settings
+    from experiments.ladder_cells import make_cells
 
     config = default.get_config()
     config.ladder.update(strategies="full,groups,l2sp@0.01", seeds=2)

@@ -366,6 +366,17 @@ def test_a_target_without_labels_has_dots():
     assert len(figure.axes[0].texts) == 2
 
 
+def test_images_without_a_class_are_dots_without_a_word_on_classes():
+    bare = dataclasses.replace(panel(labelled=False), source_labels=None)
+    figure = features_figure({"dann": bare}, ())
+    encode_png(figure)
+    found = {
+        (line.get_color(), line.get_marker()): len(line.get_xdata()) for line in lines_of(figure)
+    }
+    assert found == {(BLUE, "."): 30, (RED, "."): 40}
+    assert "classes" not in figure.get_label() and not figure.axes[0].texts
+
+
 def test_many_images_are_thinned():
     many = panel(n=MOST_POINTS + 50, m=20)
     figure = features_figure({"dann": many}, ("a", "b"))

@@ -161,6 +161,23 @@ def test_a_report_of_each_task(tmp_path, task, words):
         assert word in page.visible, word
 
 
+def test_the_set_that_was_adapted_to_stands_with_the_data(tmp_path):
+    card = {
+        "name": HOSTILE[0], "source": "b.npz", "images": {"train": 48, "test": 30},
+        "labelled": [], "notes": ["a note on the target"], "sha256": "9a7e",
+    }  # fmt: skip
+    shown = view("classify")
+    content = given("classify", shown, figures={})
+    content["environment"] |= {"target": card}
+    content["metrics"] = {"val": shown.metrics, "source_test": shown.metrics}
+    write_report(tmp_path / "report.html", **content)
+    visible = Page(tmp_path / "report.html").visible
+    assert f"adapted to{HOSTILE[0]}" in visible and "its imagestrain 48, test 30" in visible
+    assert "its labelsnone" in visible and "a note on the target" in visible
+    assert visible.count("9a7e") == 1, "it stands in the environment too"
+    assert "source's own test" in visible
+
+
 def test_calibration_and_operating_points_have_their_sections(tmp_path):
     shown = view("classify")
 

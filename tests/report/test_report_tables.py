@@ -109,6 +109,10 @@ def test_names_for_readers():
     assert label_of("ece_calibrated") == "calibration error (ECE), calibrated"
     assert label_of("own\x1b") == "own\\x1b"
     assert split_label("test_patient") == "test, averaged by patient"
+    assert split_label("source_test") == "source's own test"
+    assert split_label("source_test_patient") == "source's own test, averaged by patient"
+    assert main_split({"val": {}, "source_test": {}, "test": {}}) == "test"
+    assert main_split({"val": {}, "source_test": {}, "source_test_patient": {}}) == "source_test"
     assert main_split({"val": {}, "val_patient": {}}) == "val"
     assert main_split({"val": {}, "test": {}, "test_patient": {}}) == "test"
 

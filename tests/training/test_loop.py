@@ -24,10 +24,11 @@ from medtl_jax.training.loop import (
     fit,
 )
 from medtl_jax.training.runner import Feed
-from medtl_jax.training.selection import best_epoch, best_so_far
+from medtl_jax.training.selection import best_epoch, best_so_far, task_validator
 from medtl_jax.training.step import evaluation_variables
 
 TASK = Task("classify", ("low", "middle", "high"))
+LOSS = task_validator("loss", TASK)
 
 
 def make_settings(**fields):
@@ -126,7 +127,7 @@ def test_a_resumed_run_equals_a_whole_one(make_study):
     assert notes[0] == "continuing after epoch 2"
     assert without_costs(resumed) == without_costs(history)
     assert without_costs(parts.lines()) == without_costs(history)
-    best = best_epoch(history, "loss", TASK)
+    best = best_epoch(history, LOSS)
     np.testing.assert_array_equal(parts.predictions(best), whole.predictions(best))
 
 
@@ -140,9 +141,9 @@ def test_records_hold_what_happened(make_study):
         assert record["lr_high"] == pytest.approx(0.5 / record["step"])
         assert {"train_loss", "val_accuracy", "gradient_norm_low", "val_auc"} <= record.keys()
         assert record["seconds"] > 0
-    logits = study.predictions(best_epoch(history, "loss", TASK))
+    logits = study.predictions(best_epoch(history, LOSS))
     labels = study.splits["val"].target
-    chosen = history[best_epoch(history, "loss", TASK) - 1]
+    chosen = history[best_epoch(history, LOSS) - 1]
     assert chosen["val_accuracy"] == (logits.argmax(-1) == labels).mean()
 
 
@@ -182,7 +183,7 @@ def test_early_stopping_by_hand(make_study, monkeypatch, patience, losses, epoch
     monkeypatch.setattr(loop, "validate", scripted(losses))
     study = make_study("run")
     history, notes = study.fit(epochs=5, patience=patience)
-    assert len(history) == epochs and best_epoch(history, "loss", TASK) == best
+    assert len(history) == epochs and best_epoch(history, LOSS) == best
     stopped = f"stopped early: no better val loss in {patience} epochs"
     assert (stopped in notes) == (epochs < 5)
     # A stopped run that is started again stops again.
@@ -201,7 +202,7 @@ def test_a_value_undefined_in_the_first_epochs_is_no_end(make_study, monkeypatch
     assert [line.endswith("best") for line in notes] == [False, False, True, True]
     monkeypatch.setattr(loop, "validate", scripted(values, "mcc"))
     begun, _ = parts.fit(**wanted, epochs=2)
-    assert best_so_far(begun, "mcc", TASK) is None
+    assert best_so_far(begun, task_validator("mcc", TASK)) is None
     resumed, notes = parts.fit(**wanted)
     assert notes[0] == "continuing after epoch 2"
     assert without_costs(resumed) == without_costs(history)

@@ -16,6 +16,7 @@ from medtl_jax.training.devices import data_mesh
 from medtl_jax.training.inference import make_predict
 from medtl_jax.training.loop import Keeping, LoopSettings, Training, TrainingPhase, fit
 from medtl_jax.training.runner import Feed
+from medtl_jax.training.selection import task_validator
 from medtl_jax.training.step import Average, evaluation_variables
 
 TASK = Task("classify", ("low", "middle", "high"))
@@ -227,7 +228,7 @@ def test_patience_begins_with_the_last_phase_and_the_average(
     parts = types.SimpleNamespace(average=Average(swa_start=swa_start))
     training = types.SimpleNamespace(
         settings=LoopSettings(9, 0, 16, 2, "loss", 0),
-        task=TASK,
+        chosen_by=task_validator("loss", TASK),
         phases=[TrainingPhase(0, None), TrainingPhase(first, parts)],
     )
     history = [{"epoch": i, "val_loss": float(i != best)} for i in range(1, epochs + 1)]

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from medtl_jax.data.streams import Streamed
+from medtl_jax.domain.selection import VALIDATORS
 from medtl_jax.errors import UserError
 from medtl_jax.objectives.task import Task
-from medtl_jax.training.selection import best_epoch, best_so_far, check_validation
+from medtl_jax.training.selection import (
+    best_epoch,
+    best_so_far,
+    check_validation,
+    task_validator,
+)
 
 ABC = ("a", "b", "c")
 CLASSIFY = Task("classify", ABC)
@@ -34,16 +40,33 @@ def log(name, values):
     ],
 )
 def test_best_epoch_by_hand(select, values, expected):
-    assert best_epoch(log(select, values), select, CLASSIFY) == expected
-    assert best_so_far(log(select, values), select, CLASSIFY) == expected
+    validator = task_validator(select, CLASSIFY)
+    assert best_epoch(log(select, values), validator) == expected
+    assert best_so_far(log(select, values), validator) == expected
 
 
 def test_a_value_that_was_never_defined_is_one_line_at_the_end_only():
-    assert best_so_far([], "mcc", CLASSIFY) is None
-    assert best_so_far(log("mcc", [None, None]), "mcc", CLASSIFY) is None
+    validator = task_validator("mcc", CLASSIFY)
+    assert best_so_far([], validator) is None
+    assert best_so_far(log("mcc", [None, None]), validator) is None
     message = r"^train.select=mcc was undefined .* in every epoch; choose train.select=loss and"
     with pytest.raises(UserError, match=message):
-        best_epoch(log("mcc", [None, None]), "mcc", CLASSIFY)
+        best_epoch(log("mcc", [None, None]), validator)
+
+
+def test_without_target_labels_it_is_the_validator_that_chooses():
+    records = [
+        {"epoch": 1, "val_accuracy": 0.9, "target_infomax": None, "oracle_accuracy": 0.1},
+        {"epoch": 2, "val_accuracy": 0.8, "target_infomax": 0.5, "oracle_accuracy": 0.1},
+        {"epoch": 3, "val_accuracy": 0.7, "target_infomax": 0.2, "oracle_accuracy": 0.9},
+    ]
+    infomax = VALIDATORS["infomax"]
+    assert best_so_far(records[:1], infomax) is None
+    assert best_so_far(records, infomax) == best_epoch(records, infomax) == 2
+    assert best_epoch(records, task_validator("accuracy", CLASSIFY)) == 1
+    message = "^the validator infomax has no finite value in any of 1 records: choose another"
+    with pytest.raises(UserError, match=message):
+        best_epoch(records[:1], infomax)
 
 
 def column(*values):

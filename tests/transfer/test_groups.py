@@ -146,6 +146,21 @@ def test_label_tree_has_one_label_a_leaf():
     }
 
 
+def test_norms_of_every_domain_are_frozen_with_the_first():
+    one = {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+    stage = {"conv": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "norm": {**one, "domain1": one}}
+    params = {"stem": stage, "discriminator": {"logits": {"kernel": jnp.ones(3)}}}
+    found = groups.label_tree(params, {"stem": "low", "discriminator": "discriminator"}, ["stem"])
+    frozen = {"scale": "frozen", "bias": "frozen"}
+    assert found == {
+        "stem": {
+            "conv": {"kernel": "low", "bias": "low"},
+            "norm": {**frozen, "domain1": frozen},
+        },
+        "discriminator": {"logits": {"kernel": "discriminator"}},
+    }
+
+
 def test_label_tree_needs_every_stage():
     with pytest.raises(KeyError, match="head"):
         groups.label_tree(PARAMS, {"stem": "frozen"})

@@ -307,6 +307,26 @@ def test_impossible_schedules_are_refused(config, message):
         optim.make_schedules(config, {"low", "high"}, 20, 10)
 
 
+def test_a_discriminator_has_a_rate_a_decay_and_a_norm_of_its_own():
+    config = {**settings("sgd", momentum=0.0), "discriminator": {"weight_decay": 0.5, "clip": 1.0}}
+    labels = {"head": {"w": "high"}, "discriminator": {"w": "discriminator"}}
+    params = {"head": {"w": jnp.array([2.0])}, "discriminator": {"w": jnp.array([[4.0, 0.0]])}}
+    gradients = {"head": {"w": jnp.array([1.0])}, "discriminator": {"w": jnp.array([[3.0, 4.0]])}}
+    schedules = {"high": constant(0.1), "discriminator": constant(0.01)}
+    optimizer = optim.make_optimizer(config, labels, schedules)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    # Clipped to (0.6, 0.8); then half of the weights is added.
+    wanted = [[-0.01 * (0.6 + 2.0), -0.01 * 0.8]]
+    np.testing.assert_allclose(updates["discriminator"]["w"], wanted, rtol=1e-6)
+    alone = {"head": params["head"]}
+    optimizer = optim.make_optimizer(config, {"head": labels["head"]}, {"high": constant(0.1)})
+    without, _ = optimizer.update({"head": gradients["head"]}, optimizer.init(alone), alone)
+    np.testing.assert_array_equal(updates["head"]["w"], without["head"]["w"])
+    found = optim.group_norms(gradients, labels)
+    assert set(found) == {"high", "discriminator"}
+    np.testing.assert_allclose(found["discriminator"], 5.0, rtol=1e-6)
+
+
 def test_group_norms_by_hand():
     found = optim.group_norms(GRADIENTS[0], LABELS)
     assert set(found) == {"low", "high"}

@@ -1,0 +1,141 @@
+"""What the section `domain` of a config asks for, checked as far as it can be without data."""
+
+from experiments import study
+from experiments.settings import default_section
+from medtl_jax.domain.methods import ADVERSARIAL, READERS, check_method, parse_method
+from medtl_jax.domain.selection import Validator, find_validator, source_validator
+from medtl_jax.domain.statistics import norm_stages
+from medtl_jax.errors import UserError
+from medtl_jax.models.registry import create_model, variable_shapes
+from medtl_jax.objectives.task import Task
+from medtl_jax.training.selection import task_validator
+from medtl_jax.transfer.groups import DISCRIMINATOR
+
+AUTO, SOURCE, OWN, ADABN = "auto", "source", "own", "adabn"
+STATISTICS = (AUTO, SOURCE, OWN, ADABN)
+"""Whose batch statistics the target's images meet, see `config.domain.bn`."""
+
+
+def wanted(config: dict) -> bool:
+    """Whether the run has an unlabelled target beside its data."""
+    return bool(config["domain"]["target"]["name"])
+
+
+def resolve_domain(config: dict) -> dict:
+    """`config` with the `domain.bn` that `auto` stands for.
+
+    Target images that train get statistics of their own where the network has batch norms.
+    """
+    domain = config["domain"]
+    if not wanted(config) or domain["bn"] != AUTO:
+        return config
+    own = domain["method"] != "none" and _norm_shapes(config)
+    return {**config, "domain": {**domain, "bn": OWN if own else SOURCE}}
+
+
+def _norm_shapes(config: dict) -> dict:
+    """The shapes of the batch statistics of the network of `config`; empty without batch norms."""
+    study.check_image_size(config)
+    network, _ = create_model(config["model"]["name"], 1, decoder=study.decoder_widths(config))
+    return variable_shapes(network, config["model"]["image_size"])["batch_stats"]
+
+
+def check_domain(config: dict) -> None:
+    """UserError for a section `domain` that asks for nothing, or for what does not go together."""
+    domain, transfer = config["domain"], config["transfer"]
+    parse_method(domain["method"])
+    if not wanted(config):
+        _check_no_target(domain)
+        return
+    if config["experiment"] != "finetune":
+        raise UserError(
+            f"domain.target.name={domain['target']['name']} is for a training: use "
+            f"experiment=finetune or adapt, not {config['experiment']}"
+        )
+    if domain["target"]["name"] == "phantom" and domain["target"]["dir"]:
+        raise UserError(
+            f"domain.target.dir={domain['target']['dir']} has no effect: the phantom is in no "
+            "folder; leave it out, or set domain.target.name to folder, csv or npz"
+        )
+    if transfer["cache"] != "none":
+        raise UserError(
+            f"transfer.cache={transfer['cache']} keeps no maps of the target's images, which the "
+            "adaptation needs; set transfer.cache=none"
+        )
+    if config["task"]:
+        check_method(domain["method"], config["task"], domain["reads"])
+        find_validator(domain["select"], source_validator("loss", False), config["task"])
+    if has_own_statistics(config):
+        norm_stages({"batch_stats": _norm_shapes(config)}, f"domain.bn={domain['bn']}")
+
+
+def _check_no_target(domain: dict) -> None:
+    """UserError for an adaptation to nothing."""
+    for key, usual in {"method": "none", "bn": AUTO}.items():
+        if domain[key] != usual:
+            raise UserError(
+                f"domain.{key}={domain[key]} needs a target: set domain.target.name (and dir)"
+            )
+    if domain["target"]["dir"]:
+        raise UserError(
+            f"domain.target.dir={domain['target']['dir']} needs domain.target.name, such as "
+            "folder, csv or npz"
+        )
+
+
+def unused_by_domain(config: dict) -> list[str]:
+    """A note on each setting of an adaptation that was changed and does nothing in this run."""
+    domain, names = config["domain"], {name for _, name in parse_method(config["domain"]["method"])}
+    usual = default_section("domain")
+    needed = {
+        "strength": (names, "a domain.method"),
+        "gamma": (names, "a domain.method"),
+        "affine": (has_own_statistics(config), "domain.bn=own or adabn"),
+        "reads": (names & set(READERS), f"one of {', '.join(READERS)} in domain.method"),
+        "width": (names & set(ADVERSARIAL), f"one of {', '.join(ADVERSARIAL)} in domain.method"),
+        "select": (wanted(config), "a target"),
+    }
+    return [
+        f"domain.{key}={domain[key]} has no effect: it needs {what}"
+        for key, (met, what) in needed.items()
+        if domain[key] != usual[key] and not met
+    ]
+
+
+def target_data(config: dict) -> dict:
+    """The section `data` that reads the target: the source's, with the target's name and dir.
+
+    A phantom beside a phantom is its other scanner: the same one would be no other domain.
+    """
+    data = {**config["data"], **config["domain"]["target"]}
+    if data["name"] != "phantom":
+        return data
+    scanner = {"a": "b", "b": "a"}.get(config["data"]["phantom"]["domain"], "b")
+    return {**data, "phantom": {**config["data"]["phantom"], "domain": scanner}}
+
+
+def trains_on_target(config: dict) -> bool:
+    """Whether the step sees images of the target: for a term, or for statistics of their own."""
+    domain = config["domain"]
+    used = domain["method"] != "none" and domain["strength"] > 0
+    return wanted(config) and (used or domain["bn"] == OWN)
+
+
+def has_own_statistics(config: dict) -> bool:
+    """Whether the network keeps batch statistics of the target beside those of the source."""
+    return wanted(config) and config["domain"]["bn"] in (OWN, ADABN)
+
+
+def run_validator(config: dict, task: Task) -> Validator:
+    """What names the best epoch of a run: with a target, `domain.select`."""
+    source = task_validator(config["train"]["select"], task)
+    if not wanted(config):
+        return source
+    return find_validator(config["domain"]["select"], source, task.name)
+
+
+def own_groups(config: dict) -> frozenset[str]:
+    """The groups of parameters that learn beside those of the network's stages."""
+    names = {name for _, name in parse_method(config["domain"]["method"])}
+    judged = wanted(config) and config["domain"]["strength"] and names & set(ADVERSARIAL)
+    return frozenset({DISCRIMINATOR} if judged else ())
