@@ -149,7 +149,8 @@ def test_grey_weights_in_a_network_for_colour(train, first, five):
     folder = train(five, first, train__epochs=1, model__in_chans=3)
     card = weights_card(folder)
     assert "adapted: params/stem/conv/conv/kernel from 1 to 3 channels" in card["report"]
-    assert card["input"] == {"mean": [127.5] * 3, "std": [127.5] * 3, "offset": False}
+    read = {"mean": [127.5] * 3, "std": [127.5] * 3, "offset": False, "contrast": "none"}
+    assert card["input"] == read
     kernel = tensors(folder)["params/stem/conv/conv/kernel"]
     wanted = np.repeat(tensors(first)["params/stem/conv/conv/kernel"] / 3, 3, axis=2)
     np.testing.assert_allclose(kernel, wanted, rtol=1e-6)

@@ -11,7 +11,7 @@ from medtl_jax.models.registry import create_model, list_models, model_spec, var
 from medtl_jax.weights.naming import CONV_HWIO, CONV_OIHW, DENSE_IO, DENSE_OI, VECTOR, to_linen
 from medtl_jax.weights.tables import namings
 
-OWN_ONLY = {"baseline_cnn", "lenet5"}
+OWN_ONLY = {"baseline_cnn", "lenet5", "lenet5_bn"}
 CASES = [(name, i) for name in list_models() for i in range(len(namings(name)))]
 
 
