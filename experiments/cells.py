@@ -1,5 +1,6 @@
 """One run among the many of a study: its config, its folder, its command; and lists of them."""
 
+import abc
 import dataclasses
 import importlib
 import json
@@ -21,7 +22,7 @@ _ALWAYS = ("experiment", "model.weights")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(abc.ABC):
     """One run of a study of many, which says in a subclass what it calls its parts.
 
     Attributes:
@@ -41,14 +42,14 @@ class Cell:
     listed: ClassVar[str] = ""
 
     @property
+    @abc.abstractmethod
     def group(self) -> str:
         """The beginning of its name, which its seeds have in common."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def sets(self) -> Mapping[str, Any]:
         """The flat keys of the config that its strategy sets."""
-        raise NotImplementedError
 
     @property
     def of_others(self) -> list[str]:
