@@ -252,7 +252,8 @@ def get_config() -> ConfigDict:
 
     config.adapt = ConfigDict()  # methods of adaptation x seeds on one pair of source and target
     # Of experiments/adapt_methods.py: source, adabn, dsbn, dann, cdan, cdan_e, mmd, coral, mcc,
-    # entropy; one with a loss may have another peak of lambda than domain.strength: dann@0.3.
+    # entropy, or sums of losses: cdan_e+mcc. What has a loss may have another peak of lambda than
+    # domain.strength: dann@0.3.
     config.adapt.methods = "source,adabn,dsbn,dann,cdan_e,mmd,coral"
     config.adapt.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
     config.adapt.supervised = True  # also train with the target's labels, as the upper bound

@@ -21,8 +21,8 @@ class AdaptCell(Cell):
 
     @property
     def group(self) -> str:
-        """The method."""
-        return self.strategy
+        """The method, as it can be in the name of a folder."""
+        return self.strategy.replace(" ", "").replace("*", "x")
 
     @property
     def sets(self) -> Mapping[str, Any]:

@@ -1,12 +1,14 @@
 """Methods of adaptation by name: each is a few settings of `config.domain`, over the same step.
 
-One that adds a loss may be written with another peak of lambda than `domain.strength`, as in
-`dann@0.3`. What else the section `domain` says holds for all of them.
+Losses may be added up, as in `cdan_e+mcc` or `dann+0.1*entropy`, and what adds a loss may be written
+with another peak of lambda than `domain.strength`, as in `dann@0.3`. What else the section `domain`
+says holds for all of them.
 """
 
 import math
 
 from experiments.strategies import Strategy
+from medtl_jax.domain.methods import parse_method
 from medtl_jax.errors import UserError
 
 SOURCE, SUPERVISED = "source", "supervised"
@@ -58,6 +60,8 @@ SUPERVISED_SUMMARY = "trained on the target's own training images with their lab
 def find_method(text: str) -> Strategy:
     """The method that `text`, of `config.adapt.methods`, names: `name` or `name@strength`.
 
+    In the place of a name may stand a sum of losses, in the grammar of `domain.method`.
+
     Raises:
       UserError: no such method, one without a strength, or a strength that is no positive number.
     """
@@ -67,9 +71,7 @@ def find_method(text: str) -> Strategy:
             "adapt.methods: supervised trains with the target's labels and is no method to be "
             "picked: leave it out, adapt.supervised=True trains it beside them"
         )
-    if name not in METHODS:
-        raise UserError(f"adapt.methods={text!r} is not known; choose from {', '.join(METHODS)}")
-    method = METHODS[name]
+    method = METHODS.get(name) or _sum_of_losses(name, text)
     if not at:
         return method
     if method.settings[_METHOD] == "none":
@@ -86,3 +88,18 @@ def find_method(text: str) -> Strategy:
             f"adapt.methods={text!r}: {strength!r} must be a positive number, as in {name}@0.3"
         )
     return Strategy(f"{method.summary}; strength {value:g}", {**method.settings, _STRENGTH: value})
+
+
+def _sum_of_losses(name: str, text: str) -> Strategy:
+    """The method `name`, of several losses; UserError for what is no sum of them."""
+    if not {"+", "*"} & set(name):
+        raise UserError(
+            f"adapt.methods={text!r} is not known; choose from {', '.join(METHODS)}, or add up "
+            "losses as in cdan_e+mcc"
+        )
+    try:
+        losses = parse_method(name)
+    except UserError as error:
+        raise UserError(str(error).replace("domain.method", "adapt.methods")) from error
+    parts = [loss if factor == 1 else f"{factor:g}*{loss}" for factor, loss in losses]
+    return _loss(f"the losses of {' and '.join(loss for _, loss in losses)}", " + ".join(parts))

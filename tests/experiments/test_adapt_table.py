@@ -245,6 +245,28 @@ def test_what_each_run_is(launch, trained, no_figures, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_losses_may_be_added_up(launch):
+    from configs import default
+    from experiments.adapt_cells import make_cells
+    from experiments.adapt_methods import find_method
+
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {
+            "experiment": "adapt",
+            "domain.target.name": "phantom",
+            "adapt.methods": "source,cdan_e+mcc,dann + 0.1*mcc@0.3",
+            "adapt.seeds": 1,
+        }
+    )
+    cells = make_cells(config.to_dict())
+    assert [cell.name for cell in cells[1:-1]] == ["cdan_e+mcc-0", "dann+0.1xmcc@0.3-0"]
+    domains = [cell.resolved["domain"] for cell in cells[1:-1]]
+    assert [domain["method"] for domain in domains] == ["cdan_e + mcc", "dann + 0.1*mcc"]
+    assert [domain["strength"] for domain in domains] == [1.0, 0.3]
+    assert "the losses of cdan_e and mcc" in find_method("cdan_e+mcc").summary
+
+
 def test_a_table_that_was_interrupted_goes_on_to_the_same_result(
     launch, trained, no_figures, tmp_path, capsys
 ):
@@ -283,6 +305,10 @@ def test_a_table_may_grow(launch, trained, no_figures, tmp_path, capsys):
         ({"adapt.methods": "source,"}, "adapt.methods='source,': name one or more"),
         ({"adapt.methods": "dann,mmd"}, "adapt.methods=dann,mmd: source is not among them"),
         ({"adapt.methods": "source,supervised"}, "adapt.methods: supervised trains with the tar"),
+        ({"adapt.methods": "source,dann,1*dann"}, "adapt.methods: 1*dann is the same as dann"),
+        ({"adapt.methods": "source,dann+magic"}, "adapt.methods='dann+magic': 'magic' is not kno"),
+        ({"adapt.methods": "source,dann+dsbn"}, "adapt.methods='dann+dsbn': 'dsbn' is not known"),
+        ({"adapt.methods": "source,dann+cdan"}, "dann and cdan want a discriminator each"),
         ({"adapt.methods": "source,adabn@2"}, "'adabn@2': adabn has no strength; those that have"),
         ({"adapt.methods": "source,mmd@0"}, "'mmd@0': '0' must be a positive number, as in mmd@"),
         ({"adapt.methods": "source,mmd@nan"}, "'mmd@nan': 'nan' must be a positive number"),
