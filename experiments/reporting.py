@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.augmentation import augmentation_lines, draw_sheet
 from experiments.explaining import explain
-from experiments.robustness import measure_robustness
+from experiments.robustness import measure_robustness, say_measured
 from experiments.study import Effort, Fitted, Request
 from medtl_jax import runs
 from medtl_jax.console import Console
@@ -279,9 +279,10 @@ def _score_patients(
 
 
 def say_finished(request: Request) -> None:
-    """Prints the result of a run that ended earlier. UserError if its metrics are damaged."""
+    """Prints the result of a run that ended earlier. UserError if a file of it is damaged."""
     path = request.folder / runs.METRICS
     request.console.note(f"{request.folder} is finished; for another run name another --workdir")
+    say_measured(request.folder, request.console)
     try:
         _say(request.folder, runs.read_json(path, most_bytes=100_000_000), request.console)
     except (KeyError, TypeError, AttributeError, StopIteration):

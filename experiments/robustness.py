@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,10 @@ from experiments.domain_settings import wanted
 from experiments.study import Fitted, Request
 from medtl_jax import runs
 from medtl_jax.augment.corruptions import NAMES, SEVERITIES, corrupt
+from medtl_jax.console import Console
 from medtl_jax.data.catalog import Array
 from medtl_jax.data.streams import Streamed, is_streamed
+from medtl_jax.errors import UserError
 from medtl_jax.metrics.compare import Comparison, compare_runs
 from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.metrics.uncertainty import score_with_intervals
@@ -91,6 +94,20 @@ def measure_robustness(
         runs.write_json(request.folder / CORRUPTIONS, corruptions, sort_keys=False)
         console.note(f"\n{corruptions_text(corruptions)}")
     return Robustness(tta, corruptions)
+
+
+def say_measured(folder: pathlib.Path, console: Console) -> None:
+    """Prints what `measure_robustness` has left in a folder; UserError for a damaged file."""
+    for name, text in ((TTA, tta_text), (CORRUPTIONS, corruptions_text)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            console.note(f"\n{text(runs.read_json(path))}")
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise UserError(
+                f"{path} is damaged; delete it, and measure it again with experiment=evaluate"
+            ) from None
 
 
 def measure_views(request: Request, fitted: Fitted, mesh: DataMesh, found: Predictions) -> dict:

@@ -1,6 +1,7 @@
 """Test-time augmentation and corruptions of a small run, and what evaluating it again says."""
 
 import pathlib
+import shutil
 
 import digit_runs
 import jax
@@ -16,6 +17,7 @@ from medtl_jax.augment.corruptions import NAMES, corrupt
 from medtl_jax.augment.presets import TRANSFORMS
 from medtl_jax.data.phantom import CLASSES, make_phantom
 from medtl_jax.data.streams import Streamed
+from medtl_jax.report.robustness import corruptions_text, tta_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDY = f"--config={ROOT / 'configs' / 'finetune.py'}"
@@ -113,6 +115,17 @@ def test_the_gain_is_the_difference_of_both(trained):
         if entry["ci95"] is not None:
             assert entry["ci95"][0] <= entry["difference"] <= entry["ci95"][1]
     assert abs(card["metrics"]["nll"]["difference"]) > 1e-4
+
+
+def test_a_finished_run_says_them_again(launch, trained, tmp_path, capfd):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    assert launch.run_command(command(folder, **ASKED)) == 0
+    said = capfd.readouterr().out
+    for lines in (tta_text(read(folder, "tta")), corruptions_text(read(folder, "corruptions"))):
+        assert lines in said
+    (folder / "tta.json").write_text("{}")
+    assert launch.run_command(command(folder, **ASKED)) == 2
+    assert "tta.json is damaged; delete it" in capfd.readouterr().err
 
 
 def test_an_evaluation_gives_the_same_whatever_the_batch(trained, evaluate):
