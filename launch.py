@@ -29,6 +29,7 @@ EXPERIMENTS = (
     "extract",
     "ladder",
     "adapt",
+    "ablation",
     "rank",
     "find_lr",
     "evaluate",

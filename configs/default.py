@@ -258,6 +258,14 @@ def get_config() -> ConfigDict:
     config.adapt.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
     config.adapt.supervised = True  # also train with the target's labels, as the upper bound
 
+    config.ablation = ConfigDict()  # any settings x seeds on the same splits
+    # JSON: keys of this config with lists of values, or names of axes with settings by label:
+    # {"optim.high.lr": [0.001, 0.002], "look": {"plain": {}, "xray": {"augment.preset": "xray"}}}.
+    # The first of each is the reference.
+    config.ablation.axes = ""
+    config.ablation.design = "grid"  # or one: what differs from the reference on one axis
+    config.ablation.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
+
     config.rank = ConfigDict()
     # Networks and weights to score before any training, comma-separated name=weights.
     config.rank.models = "efficientnet_lite0=imagenet,efficientnet_lite0=none"

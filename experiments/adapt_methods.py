@@ -1,6 +1,6 @@
 """Methods of adaptation by name: each is a few settings of `config.domain`, over the same step.
 
-Losses may be added up, as in `cdan_e+mcc` or `dann+0.1*entropy`, and what adds a loss may be written
+Losses may be added up, as in `cdan_e+mcc` or `dann+0.1*entropy`; what adds a loss may be written
 with another peak of lambda than `domain.strength`, as in `dann@0.3`. What else the section `domain`
 says holds for all of them.
 """

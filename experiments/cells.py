@@ -66,6 +66,11 @@ class Cell(abc.ABC):
         return f"{self.group}-{self.config['seed']}"
 
     @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.name
+
+    @property
     def place(self) -> str:
         """Which set of images it learns from: of one place the runs differ in their draws alone."""
         data = self.resolved["data"]

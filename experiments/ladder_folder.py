@@ -7,7 +7,7 @@ from medtl_jax.errors import UserError
 
 FOLDER = "cells"
 # What a folder is, by its experiment.
-_MANY = {"ladder": "a ladder", "adapt": "a table of adaptations"}
+_MANY = {"ladder": "a ladder", "adapt": "a table of adaptations", "ablation": "an ablation"}
 
 
 def check_no_ladder(folder: pathlib.Path, config: dict) -> None:

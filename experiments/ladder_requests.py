@@ -26,7 +26,7 @@ class Quiet(Console):
     """
 
     def __init__(self, outer: Console, cell: Cell, folder: pathlib.Path) -> None:
-        self._outer, self._name, self._folder = outer, cell.name, folder
+        self._outer, self._name, self._folder = outer, cell.title, folder
         self._known = set(cell.of_others)
         self._new: list[str] = []
 
@@ -75,4 +75,4 @@ def named(cell: Cell, name: str = "") -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{name or cell.name}: {cell.words(str(error))}") from error
+        raise UserError(f"{name or cell.title}: {cell.words(str(error))}") from error

@@ -40,7 +40,7 @@ def collect(folder: pathlib.Path, cells: Sequence[Cell], config: dict, console: 
     check_same(folder, cells)
     first = cells[0].folder(folder)
     predicted = read_run(first, cells[0].name, "test").predicted
-    task, device = trained.read_card(first).task, _device(first)
+    task, device = trained.read_card(first).task, device_of(first)
     found = (read_run(cell.folder(folder), cell.name, "test").predicted for cell in cells)
     sampled = sampled_runs(found, len(cells), config, console)
     levels = []
@@ -145,11 +145,45 @@ def _level(
     task: Task,
 ) -> Level:
     """All strategies at one fraction, `cells`; the next of `sampled` are theirs."""
-    reference, select = config["ladder"]["reference"], config["train"]["select"]
-    groups = {
-        name: [cell.folder(folder) for cell in group]
-        for name, group in itertools.groupby(cells, lambda cell: cell.strategy)
+    rungs, picked = make_rungs(
+        folder, cells, sampled, config["ladder"]["reference"], config["train"], task
+    )
+    first = [cell.folder(folder) for cell in cells if cell.strategy == cells[0].strategy]
+    sizes = {
+        split: tuple(_count(path / runs.ENVIRONMENT, split) for path in first)
+        for split in ("train", "val")
     }
+    return Level(
+        fraction=fraction,
+        images=sizes["train"],
+        val_images=sizes["val"],
+        drawn=fraction < 1 or config["data"]["per_class"] > 0,
+        rungs=rungs,
+        picked=picked,
+    )
+
+
+def make_rungs(
+    folder: pathlib.Path,
+    cells: Sequence[Cell],
+    sampled: Iterator[Sampled],
+    reference: str,
+    train: Mapping[str, Any],
+    task: Task,
+) -> tuple[tuple[Rung, ...], str]:
+    """What is compared, each with its seeds, and the one that validation picks.
+
+    Args:
+      folder: of the study.
+      cells: of the study, whose rungs are compared with each other; the seeds of each together.
+      sampled: its next are theirs.
+      reference: the `Cell.strategy` that the others are compared with.
+      train: the section of the study's config.
+      task: of all.
+    """
+    select, groups = train["select"], {}
+    for cell in cells:
+        groups.setdefault(cell.strategy, []).append(cell.folder(folder))
     samples = {name: list(itertools.islice(sampled, len(g))) for name, g in groups.items()}
     against = judge(_differences(samples, reference))
     validation = {
@@ -163,22 +197,11 @@ def _level(
             validation=validation[name],
             test={metric: over_seeds(samples[name], metric) for metric in samples[name][0].values},
             against=against.get(name, {}),
-            cost=_cost(group, config["train"]["devices"]),
+            cost=_cost(group, train["devices"]),
         )
         for name, group in groups.items()
     )
-    sizes = {
-        split: tuple(_count(path / runs.ENVIRONMENT, split) for path in groups[reference])
-        for split in ("train", "val")
-    }
-    return Level(
-        fraction=fraction,
-        images=sizes["train"],
-        val_images=sizes["val"],
-        drawn=fraction < 1 or config["data"]["per_class"] > 0,
-        rungs=rungs,
-        picked=pick(validation, task.selection[select]),
-    )
+    return rungs, pick(validation, task.selection[select])
 
 
 def _differences(samples: Samples, reference: str) -> dict[str, dict]:
@@ -265,7 +288,7 @@ def _damaged(path: pathlib.Path) -> UserError:
     return UserError(f"{path} is damaged; delete {path.parent} to have the run made again")
 
 
-def _device(folder: pathlib.Path) -> str:
+def device_of(folder: pathlib.Path) -> str:
     """What a run computed with: `CPU`, `GPU` or `TPU`."""
     return checked(folder / runs.ENVIRONMENT, str, "backend").upper()
 
@@ -289,7 +312,7 @@ def _cost(folders: Sequence[pathlib.Path], devices: int) -> Cost:
         memory.append(_amount(path, "step_bytes"))
         compiling.append(_amount(path, "compile_seconds", required=False))
         worked = _amount(path, "cpu_seconds")
-        if _device(folder) != "CPU":
+        if device_of(folder) != "CPU":
             # Processors only wait for the accelerators.
             count = devices or len(checked(environment, list, "devices"))
             worked = None if total is None else total * count

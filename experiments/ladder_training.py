@@ -54,11 +54,11 @@ def train_cells(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     done = 0
     for _, group in itertools.groupby(cells, lambda cell: cell.group):
         members = list(group)
-        _run_seeds(members, request, memos, f"{done + len(members)} of {len(cells)}")
+        run_seeds(members, request, memos, f"{done + len(members)} of {len(cells)}")
         done += len(members)
 
 
-def _run_seeds(members: Sequence[Cell], request: Request, memos: Memos, progress: str) -> None:
+def run_seeds(members: Sequence[Cell], request: Request, memos: Memos, progress: str) -> None:
     """Runs one strategy at one fraction with each of its seeds; what is finished stays."""
     started, missing = time.perf_counter(), []
     for cell in members:
@@ -77,7 +77,7 @@ def _run_seeds(members: Sequence[Cell], request: Request, memos: Memos, progress
             for one in requests:
                 missing[0].experiment.run(one)
     seconds = time.perf_counter() - started
-    names = ", ".join(cell.name for cell in missing)
+    names = ", ".join(cell.title for cell in missing)
     request.console.note(f"run {progress}: {names}, {seconds:.0f} s")
 
 

@@ -58,6 +58,7 @@ _RANGES = {
     "train.swa": _RATE,
     "ladder.seeds": (1, 1000),
     "adapt.seeds": (1, 1000),
+    "ablation.seeds": (1, 1000),
     "find_lr.steps": (20, 10_000),
     "find_lr.least": (math.ulp(0.0), math.inf),
     "find_lr.most": (math.ulp(0.0), math.inf),

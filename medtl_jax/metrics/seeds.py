@@ -165,7 +165,8 @@ def over_seeds(samples: Sequence[Sampled], metric: str, *, level: float = 0.95) 
         samples[0].units,
         level,
     )
-    least, most = (0.0, math.inf) if lower_is_better(metric) else (-math.inf, 1.0)
+    least = -1.0 if metric.endswith("kappa") else 0.0
+    most = math.inf if lower_is_better(metric) else 1.0
     within = {
         name: (max(ends[0], least), min(ends[1], most))
         for name in ("interval", "images", "seeds")

@@ -282,14 +282,15 @@ def _table_of(ladder: Ladder, level: Level, metric: str) -> tuple[list[str], lis
         row = [rung.strategy + (" (picked)" if rung.strategy == level.picked else "")]
         row.append(with_interval(entry_of(found)))
         row += [judged.verdict, with_interval(entry_of(judged.estimate))] if judged else ["", ""]
-        row.append(_spread(found.spread))
+        row.append(spread_text(found.spread))
         if first:
-            row += [_mean(rung.validation), *_cost(rung.cost)]
+            row += [mean_text(rung.validation), *cost_cells(rung.cost)]
         rows.append(row)
     return head, rows
 
 
-def _cost(cost: Cost) -> tuple[str, str]:
+def cost_cells(cost: Cost) -> tuple[str, str]:
+    """Returns device seconds and megabytes of a step as words, empty where they are not known."""
     memory = "" if cost.step_bytes is None else f"{cost.step_bytes / _MEGABYTE:.0f}"
     return _seconds(cost.device_seconds), memory
 
@@ -303,11 +304,13 @@ def entry_of(found: Estimate) -> dict:
     return {"value": None if math.isnan(found.value) else found.value, "ci95": found.interval}
 
 
-def _spread(value: float) -> str:
+def spread_text(value: float) -> str:
+    """Returns a standard deviation as words, empty where there is none."""
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def mean_text(values: Sequence[float | None]) -> str:
+    """Returns the mean over the seeds as words, as it is undefined where one of them has none."""
     known = all(value is not None and math.isfinite(value) for value in values)
     return format_value({"value": float(np.mean(values)) if known else None})
 
@@ -362,19 +365,22 @@ def write_ladder(
 
 def _level(ladder: Ladder, level: Level) -> str:
     """The tables of one fraction, a verdict with its sign."""
-    signs = {BETTER: "<b>▲ better</b>", WORSE: "<b>▼ worse</b>"}
-    parts = []
-    for metric in ladder.metrics:
-        head, rows = _table_of(ladder, level, metric)
-        body = [(row[0], [signs.get(cell, text(cell)) for cell in row[1:]]) for row in rows]
-        parts.append(rich_table(head, body))
+    parts = [signed_table(*_table_of(ladder, level, metric)) for metric in ladder.metrics]
     return subsection(_heading(ladder, level), "".join(parts))
+
+
+def signed_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table as HTML whose verdicts have a sign."""
+    words = {BETTER: "▲ better", WORSE: "▼ worse"}
+    signs = {verdict: f'<b class="fixed">{sign}</b>' for verdict, sign in words.items()}
+    body = [(row[0], [signs.get(cell, text(cell)) for cell in row[1:]]) for row in rows]
+    return rich_table(head, body)
 
 
 def _costs(ladder: Ladder, level: Level) -> str:
     head = ("strategy", "seconds", f"{ladder.device} seconds", "MB of a step")
     rows = [
-        (printable(rung.strategy), _seconds(rung.cost.seconds), *_cost(rung.cost))
+        (printable(rung.strategy), _seconds(rung.cost.seconds), *cost_cells(rung.cost))
         for rung in level.rungs
     ]
     return subsection(_heading(ladder, level), table(head, rows, numbers=True))

@@ -118,6 +118,10 @@ def test_equal_seeds_cover_images_alone():
 def test_no_interval_of_a_mean_leaves_the_range_of_its_metric():
     high = over_seeds([sampled(0.99, [0.9, 1.0]), sampled(0.97, [0.9, 1.0])], "auc")
     assert high.interval[1] == high.images[1] == 1.0 and high.interval[0] < 0.9
+    low = [sampled(0.1, [0.0, 0.2]), sampled(0.7, [0.6, 0.8])]
+    assert over_seeds(low, "auc").interval == (0.0, 1.0)
+    kappa = [Sampled({"quadratic_kappa": v}, {"quadratic_kappa": np.full(9, v)}, 9) for v in (0, 1)]
+    assert over_seeds(kappa, "quadratic_kappa").interval == (-1.0, 1.0)
     error = Sampled({"mae": 0.1}, {"mae": np.array([0.0, 2.0])}, 9)
     assert over_seeds([error], "mae").interval[0] == 0.0
     assert over_seeds([error], "mae").interval[1] > 1.0

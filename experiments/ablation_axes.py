@@ -1,0 +1,152 @@
+"""The axes of an ablation: which settings are varied, read from `config.ablation.axes`.
+
+    {"optim.high.lr": [0.001, 0.002],
+     "augmentation": {"none": {"augment.shift": 0.0}, "xray": {"augment.preset": "xray"}}}
+
+An axis is a key of the config with a list of its values, or a name with its settings by their
+labels, each of which sets any number of keys (none, `{}`: what the study has).
+"""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from configs import default
+from medtl_jax import runs
+from medtl_jax.errors import UserError
+from medtl_jax.files import is_text
+
+KEY = "ablation.axes"
+DESIGNS = ("grid", "one")
+# What the ablation sets in each of its runs, or what says which runs there are.
+_OWN = ("experiment", "seed", "data.seed_draw")
+_OTHERS = ("ablation.", "ladder.", "adapt.", "rank.", "find_lr.")
+_LONGEST_LABEL = 40
+Settings = dict[str, Any]
+Axes = dict[str, dict[str, Settings]]
+Row = dict[str, str]
+"""The label of every axis."""
+
+
+def parse_axes(text: str) -> Axes:
+    """The settings of each axis by their labels, of a text as in the module's docstring.
+
+    Raises:
+      UserError: no such text; a key that there is not or that may not be varied, a value of another
+        type than the key's; two axes with the same key; a label or settings that are there twice.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{KEY} is no JSON ({error}); write it as in configs/ablation.py") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f'{KEY}={text!r}: name one axis or more, as {{"optim.high.lr": [0.001]}}')
+    axes = {name: _axis(name, values) for name, values in found.items()}
+    whose: dict[str, str] = {}
+    for name, labels in axes.items():
+        for key in dict.fromkeys(key for settings in labels.values() for key in settings):
+            if key in whose:
+                raise UserError(f"{KEY}: the axes {whose[key]} and {name} both set {key}")
+            whose[key] = name
+    return axes
+
+
+def rows_of(axes: Axes, design: str) -> list[Row]:
+    """The rows of the table; the first is the reference, the first label of every axis.
+
+    Args:
+      axes: see `parse_axes`.
+      design: `grid`, all combinations; `one`, those that differ from the reference on one axis.
+    """
+    if design == "grid":
+        return [
+            dict(zip(axes, labels, strict=True)) for labels in itertools.product(*axes.values())
+        ]
+    reference = {name: next(iter(labels)) for name, labels in axes.items()}
+    others = (
+        {**reference, name: label} for name, labels in axes.items() for label in list(labels)[1:]
+    )
+    return [reference, *others]
+
+
+def settings_of(axes: Axes, row: Row) -> Settings:
+    """The flat keys of the config that a row sets."""
+    return {key: value for name, label in row.items() for key, value in axes[name][label].items()}
+
+
+def row_name(row: Row) -> str:
+    """A name for a row: `lr=0.001, augmentation=none`, keys by as much of them as tells them."""
+    short = _short_names(list(row))
+    return ", ".join(f"{short[name]}={label}" for name, label in row.items())
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        tails = (".".join(parts[-size:]) for size in range(1, len(parts) + 1))
+        found[name] = next(
+            (t for t in tails if sum(f".{other}".endswith(f".{t}") for other in names) == 1), name
+        )
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
+
+
+def _axis(name: str, values: Any) -> dict[str, Settings]:
+    """The settings of one axis by their labels."""
+    if isinstance(values, list):
+        labelled = [(_label(value), {name: value}) for value in values]
+    elif isinstance(values, dict):
+        labelled = list(values.items())
+    else:
+        raise UserError(f"{KEY}: {name} wants a list of values, or settings by their labels")
+    if len(labelled) < 2:
+        raise UserError(f"{KEY}: {name} has {len(labelled)} settings; an axis wants two or more")
+    found: dict[str, Settings] = {}
+    for label, settings in labelled:
+        if not is_text(label) or not 0 < len(label) <= _LONGEST_LABEL or not label.isprintable():
+            raise UserError(
+                f"{KEY}: {name}: {label!r} is no label of 1 to {_LONGEST_LABEL} printable letters"
+            )
+        if label in found:
+            raise UserError(f"{KEY}: {name}: {label} is there twice; leave one out")
+        checked = _checked(f"{name}: {label}" if isinstance(values, dict) else name, settings)
+        if checked in found.values():
+            raise UserError(f"{KEY}: {name}: {label} sets the same as another; leave one out")
+        found[label] = checked
+    return found
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _checked(where: str, settings: Any) -> Settings:
+    """Settings of known keys, with values of their types."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f'{KEY}: {where} wants settings, as in {{"augment.preset": "xray"}}')
+    usual = runs.flat_config(default.get_config().to_dict())
+    found = {}
+    for key, value in settings.items():
+        if key in _OWN or key.startswith(_OTHERS):
+            raise UserError(f"{KEY}: {where}: {key} cannot be varied; the study sets it for all")
+        if key not in usual:
+            raise UserError(f"{KEY}: {where}: there is no key {key}; configs/default.py has all")
+        kind = type(usual[key])
+        # JSON writes 1 for the float 1.0.
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(
+                f"{KEY}: {where}: {key}={value!r} must be of the type of {usual[key]!r}"
+            )
+        found[key] = value
+    return found

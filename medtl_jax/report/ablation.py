@@ -1,0 +1,228 @@
+"""An ablation: its table as Markdown, for the terminal too, its figure and one self-contained page.
+
+A row is one setting of each axis, trained with several seeds.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from medtl_jax.files import write_file
+from medtl_jax.report.ladder import (
+    Rung,
+    cost_cells,
+    entry_of,
+    markdown_table,
+    mean_text,
+    signed_table,
+    spread_text,
+)
+from medtl_jax.report.markup import (
+    as_json,
+    bullets,
+    details,
+    facts,
+    page,
+    pictures,
+    rich_table,
+    section,
+    side_by_side,
+    subsection,
+    table,
+    text,
+)
+from medtl_jax.report.style import BLUE, GREY, new_figure, short_labels, styled, with_interval
+from medtl_jax.report.tables import label_of, printable
+
+_ROW = 0.27
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """The result of settings x seeds on one test split.
+
+    Attributes:
+      rows: one for each combination of settings; `strategy` is its name.
+      labels: of each row, its setting of every axis, by axis.
+      sets: `(axis, label, settings)`, what each setting is.
+      reference: the row that the others are compared with.
+      picked: the row chosen on validation, `""` where none could be.
+      select: the validation value that picks.
+      seeds: how many.
+      images, patients: of the test split; patients None where they are not known.
+      device: `CPU` or `GPU`, what `Cost.device_seconds` counts.
+      notes: what the runs warned of, with the rows that it is of.
+    """
+
+    rows: tuple[Rung, ...]
+    labels: Mapping[str, Mapping[str, str]]
+    sets: tuple[tuple[str, str, str], ...]
+    reference: str
+    picked: str
+    select: str
+    seeds: int
+    images: int
+    patients: int | None
+    device: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The primary metrics."""
+        return tuple(self.rows[0].test)
+
+
+def ablation_table(found: Ablation) -> str:
+    """Returns the verdicts, a table for each metric and how to read them, as Markdown."""
+    parts = ["\n".join(f"- {line}" for line in conclusions(found))]
+    parts += [markdown_table(*_table_of(found, metric)) for metric in found.metrics]
+    parts.append("\n".join(f"- {line}" for line in reading(found)))
+    if found.notes:
+        parts.append("Notes of the runs:")
+        parts.append("\n".join(f"- {printable(line)}" for line in found.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def conclusions(found: Ablation) -> list[str]:
+    """Returns what validation picks and how many rows differ from the reference, a line each."""
+    size = "picks nothing: no row has a validation value to pick by"
+    if found.picked:
+        row = next(row for row in found.rows if row.strategy == found.picked)
+        values = ", ".join(
+            f"{label_of(metric)} {with_interval(entry_of(value))}"
+            for metric, value in row.test.items()
+        )
+        size = f"picks {found.picked}; test {values}"
+    lines = [f"validation {found.select} {size}"]
+    others = [row for row in found.rows if row.against]
+    for metric in found.metrics:
+        told = [f"{row.strategy} {row.against[metric].verdict}" for row in others]
+        lines.append(f"{label_of(metric)}, against {found.reference}: {'; '.join(told)}")
+    return lines
+
+
+def reading(found: Ablation) -> list[str]:
+    """Returns what one has to know to read the table, a line each."""
+    unit = "images" if found.patients is None else "patients"
+    size = f"{found.images} images"
+    size += "" if found.patients is None else f" of {found.patients} patients"
+    several = found.seeds > 1
+    covered = f"other test {unit}" + (" and other seeds" if several else " only")
+    return [
+        f"Test split: {size}, the same for every run; means over {found.seeds} "
+        f"seed{'s' * several}. The 95 % intervals cover {covered}; sd is the standard deviation "
+        "over the seeds.",
+        f"A difference is the row minus {found.reference}, paired by seed and by test image. Its "
+        "verdict takes a p of at most 0.05 after Holm's correction over all rows and metrics; p is "
+        "after it; “cannot tell” is not “equal”.",
+        f"Picked: the best mean validation {found.select}. The test split has no part in it.",
+        f"{found.device} s: seconds of all {found.device}s in use, the mean of one run without "
+        "compilation. MB: peak memory of one compiled training step as XLA reports it, without the "
+        "data set.",
+    ]
+
+
+def _table_of(found: Ablation, metric: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of one metric, all of them text; costs stand by the first one."""
+    axes = list(next(iter(found.labels.values())))
+    head = [*axes, f"{label_of(metric)} (95 % CI)", "verdict"]
+    head += [f"minus {found.reference} (95 % CI)", "p", "sd"]
+    first = metric == found.metrics[0]
+    if first:
+        head += [f"val {found.select}", f"{found.device} s", "MB"]
+    rows = []
+    for rung in found.rows:
+        value, judged = rung.test[metric], rung.against.get(metric)
+        row = list(found.labels[rung.strategy].values())
+        row[-1] += " (picked)" if rung.strategy == found.picked else ""
+        row.append(with_interval(entry_of(value)))
+        row += ["reference", "", ""]
+        if judged:
+            row[-3:] = [judged.verdict, with_interval(entry_of(judged.estimate)), _p(judged)]
+        row.append(spread_text(value.spread))
+        if first:
+            row += [mean_text(rung.validation), *cost_cells(rung.cost)]
+        rows.append(row)
+    return head, rows
+
+
+def _p(judged) -> str:
+    return "" if judged.adjusted != judged.adjusted else f"{judged.adjusted:.2g}"
+
+
+@styled
+def rows_figure(found: Ablation, metric: str) -> Figure:
+    """Returns the mean of a metric in every row with its interval and the value of each seed."""
+    figure = new_figure(
+        max(len(found.rows), 3) * _ROW + 0.8,
+        f"{label_of(metric)} on the test split: mean over {found.seeds} "
+        f"seed{'s' * (found.seeds > 1)} with its 95 % interval; small circles are the seeds. "
+        f"Dashed line: the reference, {found.reference}.",
+    )
+    axes = figure.add_subplot()
+    for number, row in enumerate(found.rows):
+        value = row.test[metric]
+        axes.plot(value.value, number, "o", color=BLUE)
+        axes.plot(value.by_seed, [number] * len(value.by_seed), "o", color=GREY, mfc="none", ms=3)
+        if value.interval:
+            axes.plot(value.interval, [number, number], color=BLUE)
+        if row.strategy == found.reference and value.value == value.value:
+            axes.axvline(value.value, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        across = axes.get_yaxis_transform()
+        words = with_interval(entry_of(value))
+        axes.text(1.02, number, words, transform=across, va="center", size=8)
+    labels = short_labels([row.strategy for row in found.rows], 34)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(label_of(metric))
+    return figure
+
+
+def write_ablation(
+    path: pathlib.Path,
+    *,
+    found: Ablation,
+    title: str,
+    command: str,
+    config: dict,
+    environment: dict,
+    commands: Mapping[str, str],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Writes the page to `path`, whole or not at all; equal inputs, equal bytes.
+
+    Args:
+      path: the HTML file.
+      found: what was found.
+      title: headline.
+      command: the command line that repeats all of it.
+      config: of the study.
+      environment: versions and devices.
+      commands: the command line that repeats each run alone, by its folder.
+      figures: see `rows_figure`.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    alone = [(folder, [f"<code>{text(line)}</code>"]) for folder, line in commands.items()]
+    sections = [
+        section("What differs", bullets(conclusions(found))),
+        section("All rows", "".join(_metric_part(found, metric) for metric in found.metrics)),
+        side_by_side(list(pictures(figures).values())),
+        section("How to read it", bullets(reading(found))),
+        section("The axes", table(("axis", "setting", "what it sets"), list(found.sets))),
+        section("Notes of the runs", bullets(found.notes) or "<p>None.</p>"),
+        section("How to repeat it", f'<pre class="command">{text(command)}</pre>'),
+        details("every run alone", rich_table(("run", "command"), alone)),
+        section("Configuration", details("all settings", as_json(config))),
+        section("Environment", facts(environment)),
+    ]
+    write_file(path, page(title, "\n".join(sections)))
+
+
+def _metric_part(found: Ablation, metric: str) -> str:
+    head, rows = _table_of(found, metric)
+    return subsection(label_of(metric), signed_table(head, rows))

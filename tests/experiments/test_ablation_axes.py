@@ -1,0 +1,74 @@
+"""The axes of an ablation as they are written, the rows they make, and their names."""
+
+import json
+
+import pytest
+
+from experiments.ablation_axes import parse_axes, row_name, rows_of, settings_of
+from medtl_jax.errors import UserError
+
+AXES = {
+    "optim.high.lr": [1, 0.002],
+    "look": {"plain": {}, "xray": {"augment.preset": "xray", "model.contrast": "clahe"}},
+    "data.train_fraction": [0.5, 1.0],
+}
+
+
+def test_a_grid_has_all_combinations_and_begins_with_the_reference():
+    axes = parse_axes(json.dumps(AXES))
+    rows = rows_of(axes, "grid")
+    assert len(rows) == 8 and len({row_name(row) for row in rows}) == 8
+    assert row_name(rows[0]) == "lr=1, look=plain, train_fraction=0.5"
+    assert settings_of(axes, rows[0]) == {"optim.high.lr": 1.0, "data.train_fraction": 0.5}
+    assert type(settings_of(axes, rows[0])["optim.high.lr"]) is float
+    assert settings_of(axes, rows[-1]) == {
+        "optim.high.lr": 0.002,
+        "augment.preset": "xray",
+        "model.contrast": "clahe",
+        "data.train_fraction": 1.0,
+    }
+
+
+def test_one_at_a_time_differs_from_the_reference_once():
+    rows = rows_of(parse_axes(json.dumps(AXES)), "one")
+    changed = [[name for name in row if row[name] != rows[0][name]] for row in rows]
+    assert changed == [[], ["optim.high.lr"], ["look"], ["data.train_fraction"]]
+
+
+def test_keys_are_named_by_as_much_as_tells_them_apart():
+    axes = parse_axes('{"optim.low.lr": [0.1, 0.2], "optim.high.lr": [0.1, 0.2]}')
+    assert row_name(rows_of(axes, "grid")[0]) == "low.lr=0.1, high.lr=0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "ablation.axes is no JSON"),
+        ("{'a': 1}", "ablation.axes is no JSON"),
+        ("[" * 100_000, "ablation.axes is no JSON"),
+        ("{}", "name one axis or more"),
+        ("[1, 2]", "name one axis or more"),
+        ('{"optim.high.lr": 0.1}', "optim.high.lr wants a list of values"),
+        ('{"optim.high.lr": [0.1]}', "optim.high.lr has 1 settings; an axis wants two or more"),
+        ('{"optim.high.lr": [0.1, 0.1]}', "optim.high.lr: 0.1 is there twice"),
+        ('{"optim.high.lr": [1, 1.0]}', "1.0 sets the same as another"),
+        ('{"optim.high.lr": [0.1, "fast"]}', "optim.high.lr='fast' must be of the type of"),
+        ('{"optim.high.lr": [0.1, true]}', "optim.high.lr=True must be of the type of"),
+        ('{"optim.high.rate": [0.1, 0.2]}', "there is no key optim.high.rate"),
+        ('{"seed": [0, 1]}', "seed cannot be varied"),
+        ('{"ablation.seeds": [1, 2]}', "ablation.seeds cannot be varied"),
+        ('{"a": {"x": {"seed": 1}, "y": {}}}', "a: x: seed cannot be varied"),
+        ('{"a": {"x": 1, "y": {}}}', "a: x wants settings"),
+        ('{"a": {"x": {}, "y": {}}}', "a: y sets the same as another"),
+        ('{"a": {"x\\n": {}, "y": {"seed": 1}}}', "is no label of 1 to 40 printable letters"),
+        ('{"a": {"x": {}, "x": {}}}', "'x' is there twice"),
+        (
+            '{"augment.shift": [0.1, 0.2], "look": {"x": {"augment.shift": 0.0}, "y": {}}}',
+            "the axes augment.shift and look both set augment.shift",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(text, words):
+    with pytest.raises(UserError) as raised:
+        parse_axes(text)
+    assert words in str(raised.value) and "\n" not in str(raised.value)
