@@ -24,6 +24,9 @@ from medtl_jax.models.registry import ModelSpec
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# The arithmetic is under test, not the machine code: without LLVM's optimisation programs compile
+# in half the time, which is most of what the tests take. XLA's own passes stay as they are.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # The time of an example is mostly XLA's compilation, which says nothing about the code.
 hypothesis.settings.register_profile("medtl_jax", deadline=None)
@@ -47,7 +50,7 @@ def _compilation_cache() -> pathlib.Path | None:
 
 if (_cache := _compilation_cache()) is not None:
     jax.config.update("jax_compilation_cache_dir", str(_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(scope="session")

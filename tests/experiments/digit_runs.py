@@ -158,12 +158,10 @@ def scores(folder: pathlib.Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def small_process():
-    """This process as launch.py has it, but for programs that are compiled in less time."""
+    """This process as launch.py has it."""
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.syspath_prepend(ROOT)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @contextlib.contextmanager

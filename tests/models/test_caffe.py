@@ -1,6 +1,5 @@
 """GoogLeNet in Caffe's form against torch on drawn weights, read from an .npz with Caffe's keys."""
 
-import functools
 import itertools
 import math
 
@@ -35,13 +34,9 @@ def network(stored, tmp_path_factory):
     return model, variables
 
 
-# Without LLVM's optimisation it compiles in half the time; the arithmetic is the same.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def logits_of(network, size):
     # A new function each time: `jit` would give back the program of an unpatched model.
-    forward = quick_jit(lambda variables, images: network[0].apply(variables, images)[0])
+    forward = jax.jit(lambda variables, images: network[0].apply(variables, images)[0])
     return np.asarray(forward(network[1], reference.drawn_input(size)))
 
 
@@ -68,7 +63,7 @@ def test_logits(network, stored, size):
 def test_gradient_at_an_image(network, stored):
     model, variables = network
 
-    @quick_jit
+    @jax.jit
     def differentiate(variables, image):
         return jax.grad(lambda x: model.apply(variables, x)[0].sum())(image)
 
@@ -93,7 +88,7 @@ def test_the_reference_sees_each_response_normalisation(network, stored, monkeyp
 
 def test_the_reference_sees_the_order_of_colours(network, stored):
     model, variables = network
-    forward = quick_jit(lambda variables, images: model.apply(variables, images)[0])
+    forward = jax.jit(lambda variables, images: model.apply(variables, images)[0])
     swapped = np.asarray(forward(variables, reference.drawn_input(64)[..., ::-1]))
     assert differs(swapped, stored, 64) > VISIBLE
 

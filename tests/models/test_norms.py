@@ -377,11 +377,7 @@ def test_a_domain_that_the_norm_does_not_have_is_refused(x):
         norm.init(jax.random.key(0), jnp.asarray(x), update=InDomain(2, True))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnums=(0, 1),
-    compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
-)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def step_in_domain(model, frozen, variables, image):
     rngs = {"dropout": jax.random.key(1)}
     _, moved = model.apply(

@@ -70,19 +70,15 @@ def network(request):
     return stored, *with_drawn_weights(stored.name, stored.shapes)
 
 
-# The arithmetic is under test, not the machine code: without LLVM's optimisation it compiles in
-# half the time, which is nearly all that these tests take.
-quick_jit = functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
+jit_of_model = functools.partial(jax.jit, static_argnums=0)
 
 
-@quick_jit
+@jit_of_model
 def evaluate(model, variables, images):
     return model.apply(variables, images)[0]
 
 
-@quick_jit
+@jit_of_model
 def differentiate(model, variables, images):
     """The logits and d(sum of logits)/d(images): an image's gradient sees no other image."""
 
@@ -94,7 +90,7 @@ def differentiate(model, variables, images):
     return logits, gradient
 
 
-@quick_jit
+@jit_of_model
 def train(model, variables, images):
     """All logits by name, with batch statistics and without dropout, as in the reference."""
 

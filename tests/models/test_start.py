@@ -31,11 +31,7 @@ def drawn(model, size):
     return jax.tree_util.tree_map_with_path(draw, registry.variable_shapes(model, size))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnums=(0, 3),
-    compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
-)
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def evaluated(model, variables, x, start):
     return model.apply(variables, x, start=start)
 

@@ -184,11 +184,7 @@ def tiny_net(tiny_model, **fields):
     return model, registry.with_decoder(spec), registry.initialize(model, 16, jax.random.key(0))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnums=(0, 1),
-    compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
-)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def training_gradients(model, frozen, variables, image):
     def loss(params):
         (logits, _), moved = model.apply(

@@ -127,9 +127,28 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
     return tree
 
 
+class StemDone(Exception):
+    """Raised after the stem: what follows it is not even traced."""
+
+
 def stem_map(model: nn.Module, variables: dict, image: jax.Array) -> jax.Array:
-    """`out["stem"]` alone: XLA drops what follows it."""
-    return jax.jit(lambda v, x: model.apply(v, x)[1]["stem"])(variables, image)
+    """What the stem gives."""
+
+    def stem(variables, image):
+        def stop(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            if context.module.name == "stem" and context.method_name == "__call__":
+                raise StemDone(result)
+            return result
+
+        with nn.intercept_methods(stop):
+            try:
+                model.apply(variables, image)
+            except StemDone as done:
+                return done.args[0]
+        raise AssertionError("a network without a stem")
+
+    return jax.jit(stem)(variables, image)
 
 
 def after_stem(model: nn.Module, size: int):
