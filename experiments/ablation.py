@@ -18,6 +18,7 @@ from experiments.ablation_axes import DESIGNS, parse_axes, row_name, rows_of
 from experiments.ablation_cells import AblationCell, make_cells, with_digests
 from experiments.augmentation import resolve_augmentation
 from experiments.compare import read_run
+from experiments.contact_sheet import study_sheet
 from experiments.ladder_checks import check_cells
 from experiments.ladder_requests import Memos
 from experiments.ladder_results import data_name, device_of, make_rungs, notes_of, sampled_runs
@@ -63,17 +64,20 @@ def run(request: Request) -> None:
     train_shared(cells, request, memos)
     with finishing(folder) as unwritten:
         if unwritten:
-            _finish(request, cells, environment)
+            _finish(request, cells, environment, memos)
     say_table(folder, TABLE, console)
 
 
-def _finish(request: Request, cells: Sequence[AblationCell], environment: dict) -> None:
+def _finish(
+    request: Request, cells: Sequence[AblationCell], environment: dict, memos: Memos
+) -> None:
     """Writes result, table, figures, report and, last of all, `metrics.json`."""
     folder, config = request.folder, request.config
     found = _collect(request, cells)
     runs.write_json(folder / RESULT, to_json(found), sort_keys=False)
     write_file(folder / TABLE, ablation_table(found))
     figures = {metric: rows_figure(found, metric) for metric in found.metrics}
+    figures |= study_sheet(cells, request, memos)
     save_figures(figures, folder / "figures")
     write_ablation(
         folder / "report.html",

@@ -21,6 +21,7 @@ from experiments.adapt_methods import SOURCE
 from experiments.adapt_results import collect, discriminators
 from experiments.augmentation import resolve_augmentation
 from experiments.cells import check_untouched, overwritten_settings
+from experiments.contact_sheet import study_sheet
 from experiments.ladder_requests import Memos
 from experiments.ladder_training import check_many, opened, say_table, train_cells
 from experiments.study import Request
@@ -96,7 +97,7 @@ def _finish(request: Request, cells: Sequence[AdaptCell], environment: dict, mem
 def _figures(
     request: Request, cells: Sequence[AdaptCell], found: Adaptation, memos: Memos
 ) -> dict[str, Figure]:
-    """The methods' scores, features of source-only and the picked method, the discriminators."""
+    """The methods' scores, features of some, the discriminators, the augmentation of the source."""
     drawn = {metric: methods_figure(found, metric) for metric in found.metrics}
     # One seed of each: features of several networks have no plane in common.
     first = {cell.strategy: cell for cell in reversed(cells)}
@@ -107,7 +108,7 @@ def _figures(
     accuracies = discriminators(request.folder, cells)
     if accuracies:
         drawn["discriminators"] = discriminator_figure(accuracies)
-    return drawn
+    return drawn | study_sheet(cells, request, memos)
 
 
 def _metrics(found: Adaptation) -> dict[str, dict]:

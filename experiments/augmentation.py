@@ -1,16 +1,16 @@
 """What a run does to its training images: checked, told, and shown."""
 
 import dataclasses
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.study import Fitted
+from experiments.settings import default_section
 from medtl_jax.augment.mix import Mix, check_mix, make_mix, mix_batch
 from medtl_jax.augment.policy import active_transforms, check_channels, make_augment
-from medtl_jax.augment.presets import fill_preset, find_preset
+from medtl_jax.augment.presets import TRANSFORMS, fill_preset, find_preset
 from medtl_jax.console import Console
 from medtl_jax.data.catalog import Dataset, Split
 from medtl_jax.keys import named_key
@@ -23,9 +23,22 @@ _IMAGES, _DRAWS = 4, 6
 
 
 def resolve_augmentation(config: dict, given: Set[str]) -> dict:
-    """`config` with the strengths of `augment.preset`, but for those of `given` keys."""
+    """`config` with the strengths of `augment.preset`, but for those of `given` keys.
+
+    A note is printed of each strength that the study's file has changed and the preset overwrites:
+    afterwards nobody could tell.
+    """
     own = {key.removeprefix(_SECTION) for key in given if key.startswith(_SECTION)}
-    return {**config, "augment": fill_preset(config["augment"], own)}
+    before, filled = config["augment"], fill_preset(config["augment"], own)
+    usual = default_section("augment")
+    for name, strength in filled.items():
+        if before[name] not in (strength, usual[name]):
+            Console().note(
+                f"note: augment.{name}={before[name]} of the study's file is not used: "
+                f"augment.preset={filled['preset']} sets it to {strength}; set it on the command "
+                "line to keep it"
+            )
+    return {**config, "augment": filled}
 
 
 def check_augmentation(config: dict) -> None:
@@ -53,14 +66,18 @@ def mixing(config: dict) -> Mix | None:
     return None if keeps_features(config) else make_mix(config["augment"])
 
 
+def augments_training(config: dict) -> bool:
+    """Whether training images are drawn by `config.augment`, and not kept as they are."""
+    return not keeps_features(config) or config["transfer"]["views"] > 0
+
+
 def _drawn(config: dict) -> dict:
     """`config.augment`; nothing of it where features of the images as they are are kept."""
-    drawn = not keeps_features(config) or config["transfer"]["views"]
-    return config["augment"] if drawn else {}
+    return config["augment"] if augments_training(config) else {}
 
 
 def augmentation_lines(config: dict) -> list[str]:
-    """What is done to each training image, a line each; the last is the preset's note on labels.
+    """What is done to each training image, a line each; the last is a note on labels, if any.
 
     Empty where nothing is done.
     """
@@ -68,9 +85,7 @@ def augmentation_lines(config: dict) -> list[str]:
     on = active_transforms(_drawn(config))
     lines = []
     if on:
-        shown = ", ".join(f"{name} {strength:g}" for name, strength in on.items())
-        preset = f" (preset {augment['preset']})" if augment["preset"] else ""
-        lines.append(f"Transforms{preset}: {shown}.")
+        lines.append(f"Transforms{_preset_words(augment)}: {_listed(on)}.")
     if on and augment["randaugment"]:
         lines.append(
             f"RandAugment: {augment['randaugment']} of them for each image, flips, turns and crop "
@@ -83,8 +98,38 @@ def augmentation_lines(config: dict) -> list[str]:
     if contrast != "none":
         lines.append(f"Contrast of every image, also of those to predict: {contrast}.")
     if on and augment["preset"]:
-        lines.append(f"Labels: {find_preset(augment['preset']).note}")
+        lines.append(f"Labels: {find_preset(augment['preset']).note}{_not_of_note(augment)}")
+    elif on.get("flip_horizontal"):
+        lines.append(
+            "Labels: left and right are swapped in mirrored images; where a label depends on the "
+            "side, such as that of the heart or the eye, set augment.flip_horizontal=0."
+        )
     return lines
+
+
+def _listed(strengths: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {strength:g}" for name, strength in strengths.items())
+
+
+def _changed(augment: dict) -> dict[str, float]:
+    """The strengths of `config.augment` that are not those of its preset."""
+    own = fill_preset(augment)
+    return {name: augment[name] for name in TRANSFORMS if augment[name] != own[name]}
+
+
+def _preset_words(augment: dict) -> str:
+    if not augment["preset"]:
+        return ""
+    changed = f", but for {', '.join(found)}" if (found := _changed(augment)) else ""
+    return f" (preset {augment['preset']}{changed})"
+
+
+def _not_of_note(augment: dict) -> str:
+    """What a preset's note on labels does not know of."""
+    changed = _changed(augment)
+    if not changed:
+        return ""
+    return f" This is said of the preset as it is; here it was changed to {_listed(changed)}."
 
 
 def say_augmentation(config: dict, console: Console) -> None:
@@ -100,7 +145,7 @@ def say_augmentation(config: dict, console: Console) -> None:
         console.note(f"note: augment.{name} has no effect: cached features are not mixed")
 
 
-def draw_sheet(config: dict, fitted: Fitted, train: Split) -> Figure:
+def draw_sheet(config: dict, train: Split) -> Figure:
     """The contact sheet: some training images, as some steps would see them.
 
     A column is a batch of these images, augmented and mixed as the step does it; they are drawn as
@@ -109,7 +154,7 @@ def draw_sheet(config: dict, fitted: Fitted, train: Split) -> Figure:
     # Spread over the split, whose order is often that of the classes.
     rows = np.unique(np.linspace(0, len(train) - 1, _IMAGES).round().astype(int))
     images, target = np.asarray(train.images[rows]), np.asarray(train.target[rows])
-    columns = _draws(config, fitted, images, target)
+    columns = _draws(config, images, target)
     masked = target.ndim == 3
     shown = [np.asarray(image).round().clip(0, 255).astype(np.uint8) for image, _ in columns]
     sheet = Sheet(
@@ -123,10 +168,10 @@ def draw_sheet(config: dict, fitted: Fitted, train: Split) -> Figure:
     return contact_sheet(sheet)
 
 
-def _draws(config: dict, fitted: Fitted, images: np.ndarray, target: np.ndarray):
+def _draws(config: dict, images: np.ndarray, target: np.ndarray):
     """`(images, targets)` of each column."""
     augment, mix = make_augment(_drawn(config)), mixing(config)
-    contrast = fitted.spec.input.contrast
+    contrast = config["model"]["contrast"]
 
     @jax.jit
     def draw(key, images, target):

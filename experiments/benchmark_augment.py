@@ -40,8 +40,9 @@ def main(arguments: Sequence[str]) -> None:
         f"{datetime.date.today()}, {device} ({platform.machine()}, {os.cpu_count()} cores), "
         f"jax {versions['jax']}; {options.model}, batch {options.batch}, {options.size} px, "
         f"float32; median of {options.rounds} rounds\n\n"
-        "| preset | channels | ms a step without | ms a step with | added | ms alone |\n"
-        "|---|---|---|---|---|---|"
+        "| preset | channels | ms a step without | ms a step with | added, median of the rounds' "
+        "ratios | least to most | ms alone |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for preset in options.presets:
         print(_row(preset, options), flush=True)
@@ -90,9 +91,12 @@ def _row(preset: str, options: argparse.Namespace) -> str:
         [timer(options.steps) / options.steps for timer in timers] for _ in range(options.rounds)
     ]
     medians = [1000 * statistics.median(column) for column in zip(*rounds, strict=True)]
-    added = statistics.median(100 * (seconds[1] / seconds[0] - 1) for seconds in rounds)
-    without, within, single = (f"{median:.1f}" for median in medians)
-    return f"| {preset} | {channels} | {without} | {within} | {added:+.0f} % | {single} |"
+    # Of the two steps of one round: the load of the machine changes from round to round.
+    added = [100 * (seconds[1] / seconds[0] - 1) for seconds in rounds]
+    median, least, most = (f"{f(added):+.0f} %" for f in (statistics.median, min, max))
+    without, within, single = (f"{milliseconds:.1f}" for milliseconds in medians)
+    cells = (preset, channels, without, within, median, f"{least} to {most}", single)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

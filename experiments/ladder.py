@@ -13,6 +13,7 @@ from collections.abc import Sequence, Set
 
 from experiments.augmentation import resolve_augmentation
 from experiments.cells import Cell, check_untouched, overwritten_settings
+from experiments.contact_sheet import study_sheet
 from experiments.ladder_cells import make_cells
 from experiments.ladder_checks import check_cells
 from experiments.ladder_requests import Memos
@@ -68,16 +69,16 @@ def run(request: Request) -> None:
     environment = {**runs.describe_environment(), "command": request.command}
     with opened(folder, config, environment):
         train_cells(cells, request, memos)
-        _finish(request, cells, environment)
+        _finish(request, cells, environment, memos)
 
 
-def _finish(request: Request, cells: Sequence[Cell], environment: dict) -> None:
+def _finish(request: Request, cells: Sequence[Cell], environment: dict, memos: Memos) -> None:
     """Writes result, table, figures, report and, last of all, `metrics.json`; says the table."""
     folder, config = request.folder, request.config
     ladder = collect(folder, cells, config, request.console)
     runs.write_json(folder / RESULT, to_json(ladder), sort_keys=False)
     write_file(folder / TABLE, ladder_table(ladder))
-    figures = ladder_figures(ladder)
+    figures = ladder_figures(ladder) | study_sheet(cells, request, memos)
     save_figures(figures, folder / "figures")
     write_ladder(
         folder / "report.html",

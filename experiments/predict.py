@@ -7,6 +7,10 @@ Writes `predictions.csv`: the path of each image and a column for each class, fi
 where the classes exclude each other, the most probable one too. A segmentation writes masks
 `masks/<path>.png` of the images' own sizes. Model, image size and bit depth of 16-bit files are
 those of the run, the bit depth unless it is given.
+
+With `eval.tta` the scores are averaged over so many views of each image, as an evaluation measures
+it, and the table has a column `averaged_views` with their number. A view depends on the seed and on
+the image's path in the table.
 """
 
 import csv
@@ -19,17 +23,20 @@ import numpy as np
 from PIL import Image
 
 from experiments import trained
-from experiments.study import Request
+from experiments.study import Fitted, Request
 from medtl_jax import runs
 from medtl_jax.data.images import original_size, read_images_for_prediction
 from medtl_jax.errors import UserError
 from medtl_jax.files import is_text, write_file
 from medtl_jax.objectives.task import Task
 from medtl_jax.report.predict import predict_masks, predict_scores
-from medtl_jax.training.devices import check_batch_size, data_mesh
+from medtl_jax.training.devices import DataMesh, check_batch_size, data_mesh
 from medtl_jax.training.inference import make_predict
+from medtl_jax.training.views import check_views, make_view_predict
 
 TABLE = "predictions.csv"
+# The column that says how many views of an image its scores are averaged over.
+_VIEWS = "averaged_views"
 # Bytes that file systems allow for a name, less `.`, `.png.` and the process id of a draft.
 _LONGEST_NAME = 255 - 13
 
@@ -48,6 +55,8 @@ def run(request: Request) -> None:
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
     model = trained.open_run(trained.run_folder(config))
+    views, masks = config["eval"]["tta"], model.fitted.task.name == "segment"
+    check_views(config["augment"], views, masks, model.channels)
     with console.progress("images") as advance:
         images, ids = read_images_for_prediction(
             config["data"]["dir"],
@@ -66,16 +75,47 @@ def run(request: Request) -> None:
         "weights_sha256": model.weights["sha256"],
         "checkpoint_sha256": model.sha256,
     }
-    fitted = model.fitted
-    predict = make_predict(fitted.network, fitted.spec, mesh, config["eval"]["batch_size"])
-    of_images = predict_masks if fitted.task.name == "segment" else predict_scores
-    found = of_images(predict, fitted.variables, images, fitted.task)
-    files = _files(fitted.task, found, ids.tolist(), config["data"]["dir"])
+    found = _predicted(config, model.fitted, mesh, images, ids)
+    files = _files(model.fitted.task, found, ids.tolist(), config["data"]["dir"], views)
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
         for name, content in files:
             write_file(folder / name, content)
-    console.note(f"{len(ids)} images: {folder / TABLE}")
+    averaged = f", averaged over {views} views of each" if views else ""
+    console.note(f"{len(ids)} images{averaged}: {folder / TABLE}")
+
+
+def _predicted(
+    config: dict, fitted: Fitted, mesh: DataMesh, images: np.ndarray, ids: np.ndarray
+) -> np.ndarray:
+    """The scores of the images, for a segmentation their masks; of one batch at a time."""
+    views, size = config["eval"]["tta"], config["eval"]["batch_size"]
+    masks = fitted.task.name == "segment"
+    if not views:
+        predict = make_predict(fitted.network, fitted.spec, mesh, size)
+        of_images = predict_masks if masks else predict_scores
+        return of_images(predict, fitted.variables, images, fitted.task)
+    predict = make_view_predict(
+        fitted.network,
+        fitted.spec,
+        mesh,
+        size,
+        augment=config["augment"],
+        views=views,
+        seed=config["seed"],
+        ids=ids,
+        masks=masks,
+        finish=_most_probable if masks else _as_they_are,
+    )
+    return predict_scores(predict, fitted.variables, images, fitted.task)
+
+
+def _most_probable(score: np.ndarray) -> np.ndarray:
+    return score.argmax(axis=-1).astype(np.uint8)
+
+
+def _as_they_are(score: np.ndarray) -> np.ndarray:
+    return score
 
 
 def _check_names(ids: np.ndarray, task: Task) -> None:
@@ -88,11 +128,11 @@ def _check_names(ids: np.ndarray, task: Task) -> None:
 
 
 def _files(
-    task: Task, found: np.ndarray, ids: list[str], source: str
+    task: Task, found: np.ndarray, ids: list[str], source: str, views: int
 ) -> Iterator[tuple[str, str | bytes]]:
     """`(name, content)` of each file to write, the table last.
 
-    `found` are the scores of the images, for a segmentation their masks.
+    `found` are the scores of the images, for a segmentation their masks; `views` is `eval.tta`.
     """
     rows = [_cells(task, row) for row in found]
     if task.name == "segment":
@@ -101,13 +141,14 @@ def _files(
             yield row[0], _mask_png(mask, len(task.classes), original_size(source, name))
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["path", *_heads(task)])
-    writer.writerows([name, *row] for name, row in zip(ids, rows, strict=True))
+    head, averaged = ([_VIEWS], [views]) if views else ([], [])
+    writer.writerow(["path", *head, *_heads(task)])
+    writer.writerows([name, *averaged, *row] for name, row in zip(ids, rows, strict=True))
     yield TABLE, text.getvalue()
 
 
 def _heads(task: Task) -> list[str]:
-    """The columns of the table after the path."""
+    """The columns of the table after the path and the number of views."""
     first = {"classify": ["predicted"], "ordinal": ["predicted"], "segment": ["mask"]}
     return [*first.get(task.name, []), *task.classes]
 

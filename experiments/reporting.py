@@ -95,7 +95,7 @@ def finish(
         drawn = _draw(request, fitted, *shown) | robust.figures()
         lines = augmentation_lines(config) if train is not None else []
         if lines:
-            drawn["augmentation"] = draw_sheet(config, fitted, train)
+            drawn["augmentation"] = draw_sheet(config, train)
         save_figures(drawn, folder / "figures")
         write_report(
             folder / "report.html",

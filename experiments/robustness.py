@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.domain_settings import wanted
+from experiments.augmentation import augments_training
 from experiments.study import Fitted, Request
+from experiments.trained import run_folder
 from medtl_jax import runs
 from medtl_jax.augment.corruptions import NAMES, SEVERITIES, corrupt
 from medtl_jax.console import Console
@@ -20,13 +21,16 @@ from medtl_jax.metrics.compare import Comparison, compare_runs
 from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.metrics.uncertainty import score_with_intervals
 from medtl_jax.report.comparison_figures import defined
-from medtl_jax.report.predict import Predictions, predict_scores
+from medtl_jax.report.predict import Predictions, predict_scores, write_predictions
 from medtl_jax.report.robustness import corruptions_figure, corruptions_text, tta_text
+from medtl_jax.report.tables import SOURCE_TEST
 from medtl_jax.training.devices import DataMesh, data_mesh
 from medtl_jax.training.inference import make_predict
 from medtl_jax.training.views import make_view_predict, view_transforms
 
 TTA, CORRUPTIONS = "tta.json", "corruptions.json"
+# What was averaged over views, in the form of `predictions.npz`.
+AVERAGED = "tta.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,7 @@ def measure_robustness(
     asked = [name for name in ("tta", "corruptions") if config["eval"][name]]
     if request.brief or not asked:
         return Robustness()
-    if wanted(config) and split != "test":
+    if split == SOURCE_TEST:
         names = " and ".join(f"eval.{name}" for name in asked)
         note = f"Nothing measured for {names}: the target's test split has no labels."
         console.note(f"note: {note}")
@@ -77,7 +81,9 @@ def measure_robustness(
     mesh, found = data_mesh(config["train"]["devices"]), predictions[split]
     tta = corruptions = None
     if "tta" in asked:
-        tta = {"split": split, **measure_views(request, fitted, mesh, found)}
+        measured, averaged = measure_views(request, fitted, mesh, found)
+        tta = {"split": split, **measured}
+        write_predictions(request.folder / AVERAGED, {split: averaged})
         runs.write_json(request.folder / TTA, tta, sort_keys=False)
         console.note(f"\n{tta_text(tta)}")
     if "corruptions" in asked:
@@ -110,12 +116,15 @@ def say_measured(folder: pathlib.Path, console: Console) -> None:
             ) from None
 
 
-def measure_views(request: Request, fitted: Fitted, mesh: DataMesh, found: Predictions) -> dict:
-    """Views, transforms and, of each metric, what averaging over the views changes, JSON-ready.
+def measure_views(
+    request: Request, fitted: Fitted, mesh: DataMesh, found: Predictions
+) -> tuple[dict, Predictions]:
+    """What averaging over the views changes of each metric, JSON-ready; and what was averaged.
 
-    `{"views", "transforms": {name: strength}, "n", "n_patients" or None, "primary": [metric],
-    "metrics": {metric: {"plain", "tta", "difference", "ci95", "p", "p_holm", "test", "verdict",
-    "reason"}}}`: paired, as `metrics.compare` does it; None where undefined.
+    `{"views", "transforms": {name: strength}, "trained": bool, "n", "n_patients" or None,
+    "primary": [metric], "metrics": {metric: {"plain", "tta", "difference", "ci95", "p", "p_holm",
+    "test", "verdict", "reason"}}}`: paired, as `metrics.compare` does it; None where undefined.
+    `trained` is whether the network was trained on images that these transforms draw too.
     """
     config, task = request.config, fitted.task
     masks, options = task.name == "segment", config["eval"]
@@ -144,14 +153,23 @@ def measure_views(request: Request, fitted: Fitted, mesh: DataMesh, found: Predi
             advance=lambda done, total: advance(done, total, "draws"),
         )
     patients = found.patients
-    return {
+    card = {
         "views": options["tta"],
         "transforms": view_transforms(config["augment"], masks),
+        "trained": augments_training(_of_training(config)),
         "n": len(found.ids),
         "n_patients": None if patients is None else len(np.unique(patients)),
         "primary": [name for name in comparison.primary if name in comparison.metrics],
         "metrics": _differences(comparison),
     }
+    return card, dataclasses.replace(found, score=score)
+
+
+def _of_training(config: dict) -> dict:
+    """`config` with the experiment by which the network was trained."""
+    if config["experiment"] != "evaluate":
+        return config
+    return {**config, "experiment": runs.read_json(run_folder(config) / runs.CONFIG)["experiment"]}
 
 
 def _differences(comparison: Comparison) -> dict[str, dict]:

@@ -87,9 +87,27 @@ _OF_STEPS = (
     "augment.mixup",
     "augment.cutmix",
 )
-# Measurements beside the scores, and the experiments that make them.
-_MEASURED = ("eval.tta", "eval.corruptions")
-_MEASURED_BY = ("finetune", "evaluate")
+# What is done beside the scores, and the experiments that do it.
+_BESIDE = {
+    "eval.tta": ("finetune", "evaluate", "predict"),
+    "eval.corruptions": ("finetune", "evaluate"),
+}
+# Keys that some earlier version had not, by their beginnings, but for those that all had. Their
+# defaults are what it did without them: they are off.
+_ADDED = (
+    "model.contrast",
+    "optim.discriminator.",
+    "augment.",
+    "domain.",
+    "adapt.",
+    "ablation.",
+    "eval.tta",
+    "eval.corruptions",
+)
+_NOT_ADDED = tuple(
+    f"augment.{name}"
+    for name in ("flip_horizontal", "flip_vertical", "shift", "brightness", "contrast")
+)
 _CHOICES = {
     "task": ("", *TASKS),
     "model.compute": ("float32", "bfloat16"),
@@ -133,6 +151,26 @@ def _check_section(found: dict, wanted: dict, where: str, prefix: str) -> None:
             raise UserError(f"{where}: {name}={value} must be a finite number")
 
 
+def with_added_keys(config: dict) -> dict:
+    """The config of a run of an earlier version, with the keys that were added since, all off.
+
+    What it lacks beside them, or has too much, is left for `check_config` to refuse.
+    """
+    return _with_added(config, default.get_config().to_dict(), "")
+
+
+def _with_added(found: dict, wanted: dict, prefix: str) -> dict:
+    filled = dict(found)
+    for key, usual in wanted.items():
+        name, value = prefix + key, found.get(key, {})
+        if not isinstance(usual, dict):
+            if key not in found and name.startswith(_ADDED) and name not in _NOT_ADDED:
+                filled[key] = usual
+        elif isinstance(value, dict) and (section := _with_added(value, usual, f"{name}.")):
+            filled[key] = section
+    return filled
+
+
 def check_ranges(config: dict) -> None:
     """UserError for a value that would otherwise fail late, after the data have been read."""
     flat = flat_config(config)
@@ -152,11 +190,12 @@ def check_ranges(config: dict) -> None:
         if flat[key] not in known:
             names = ", ".join(name for name in known if name)
             raise UserError(f"{key}={flat[key]!r} is not known; choose from {names}")
-    for key in _MEASURED:
-        if flat[key] and flat["experiment"] not in _MEASURED_BY:
+    for key, experiments in _BESIDE.items():
+        if flat[key] and flat["experiment"] not in experiments:
+            names = f"{', '.join(experiments[:-1])} and {experiments[-1]}"
             raise UserError(
-                f"{key}={flat[key]} is for experiment={' and '.join(_MEASURED_BY)}, not for "
-                f"{flat['experiment']}; leave it out, and evaluate a finished run with it"
+                f"{key}={flat[key]} is for experiment={names}, not for {flat['experiment']}; leave "
+                "it out, and evaluate a finished run with it"
             )
 
 

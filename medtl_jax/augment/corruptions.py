@@ -9,6 +9,7 @@ import io
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -24,6 +25,9 @@ NOISE_DEVIATION = (0.08, 0.12, 0.18, 0.26, 0.38)
 BLUR_SIGMA = (1 / 224, 2 / 224, 3 / 224, 4 / 224, 6 / 224)
 """Sigma of the Gaussian blur, as a fraction of the shorter side (1 to 6 pixels of 224)."""
 
+LEAST_BLUR = (0.5, 0.6, 0.75, 0.9, 1.1)
+"""The least sigma in pixels: a Gaussian that is narrower than its pixels would change nothing."""
+
 CONTRAST_FACTOR = (0.4, 0.3, 0.2, 0.1, 0.05)
 """What is left of the distance to the image's mean colour."""
 
@@ -34,7 +38,8 @@ BIAS_RATIO = (1.25, 1.5, 1.8, 2.2, 3.0)
 """Largest factor of the smooth field, and one over its smallest."""
 
 _Draw = np.random.Generator
-_Corruption = Callable[[np.ndarray, float, _Draw], np.ndarray]
+# Of an image, by an amount that is the corruption's own.
+_Corruption = Callable[[np.ndarray, Any, _Draw], np.ndarray]
 
 
 def corrupt(
@@ -76,8 +81,9 @@ def _noise(image: np.ndarray, deviation: float, draw: _Draw) -> np.ndarray:
     return _bytes(image + 255.0 * deviation * draw.standard_normal(image.shape))
 
 
-def _blur(image: np.ndarray, fraction: float, draw: _Draw) -> np.ndarray:
-    sigma = fraction * min(image.shape[:2])
+def _blur(image: np.ndarray, sigmas: tuple[float, float], draw: _Draw) -> np.ndarray:
+    fraction, least = sigmas
+    sigma = max(fraction * min(image.shape[:2]), least)
     return _bytes(scipy.ndimage.gaussian_filter(image.astype(np.float64), sigma, axes=(0, 1)))
 
 
@@ -118,10 +124,10 @@ def _generator(seed: int, name: str, example: str | int) -> _Draw:
     return np.random.default_rng([operator.index(seed), *np.frombuffer(digest, "<u4")])
 
 
-_CORRUPTIONS: Mapping[str, tuple[_Corruption, tuple[float, ...]]] = MappingProxyType(
+_CORRUPTIONS: Mapping[str, tuple[_Corruption, tuple]] = MappingProxyType(
     {
         "noise": (_noise, NOISE_DEVIATION),
-        "blur": (_blur, BLUR_SIGMA),
+        "blur": (_blur, tuple(zip(BLUR_SIGMA, LEAST_BLUR, strict=True))),
         "contrast": (_contrast, CONTRAST_FACTOR),
         "jpeg": (_jpeg, JPEG_QUALITY),
         "bias_field": (_bias_field, BIAS_RATIO),

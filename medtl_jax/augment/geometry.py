@@ -6,11 +6,13 @@ pure functions of one example, to be called under `jax.vmap` and `jax.jit`.
 Coordinates are (row, column) in pixels. The map is a backward one: it says for each pixel of the
 result where in the source it comes from. Going from the result to the source, a point passes the
 elastic displacement, then one affine map made of rotation, shear, scale, crop, quarter turns,
-shift and flips, so that the image itself is read once. Beyond the image its edge is repeated.
+shift and flips, so that the image itself is read once. Beyond the image its edge is repeated, and
+with it what lies there: of an object at the border, mask and box go on to where the edge does.
 """
 
 import dataclasses
 import functools
+import math
 from types import MappingProxyType
 
 import flax.struct
@@ -29,6 +31,9 @@ _CONTROLS = _CELLS + 3
 
 # A box's edge is followed through an elastic displacement at so many points.
 _EDGE_POINTS = 8
+
+# A box around nothing: it leaves another as it is where the two are joined.
+_NOTHING = (math.inf, math.inf, -math.inf, -math.inf)
 
 # In 20 steps the inverse of the strongest elastic displacement is within 0.72**20 * 0.06 = 1e-4
 # of the side (see `_displacement`), that of a usual one within float precision.
@@ -162,8 +167,10 @@ def move_mask(placement: Placement, mask: jax.Array) -> jax.Array:
 def move_boxes(placement: Placement, boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
     """The boxes `[n, 4]` float32 around the moved ones, clipped to the image of `size` (h, w).
 
-    A box is (top, left, bottom, right) in pixels; pixel i reaches from i to i + 1. A box without
-    area, as padding has it, and one that leaves the image come back as four zeros.
+    A box is (top, left, bottom, right) in pixels; pixel i reaches from i to i + 1. Where a side
+    lies on the border and the placement repeats the edge there, the box has the repeated pixels
+    too, as the mask of the object has them (of an elastic placement to about a pixel). A box
+    without area, as padding has it, and one that leaves the image come back as four zeros.
     """
     if placement.matrix is None:
         return boxes
@@ -176,9 +183,39 @@ def move_boxes(placement: Placement, boxes: jax.Array, size: tuple[int, int]) ->
     points = low + jnp.stack([down, right], axis=-1) * (high - low)
     limit = jnp.array(size, jnp.float32)
     moved = jnp.clip(_forward(placement, points - 0.5, size) + 0.5, 0.0, limit)
-    found = jnp.concatenate([moved.min(1), moved.max(1)], axis=-1)
+    moved = jnp.concatenate([moved.min(1), moved.max(1)], axis=-1)
+    moved = jnp.where(_has_area(moved)[:, None], moved, jnp.array(_NOTHING))
+    repeated = _repeated_boxes(placement, boxes, size)
+    found = jnp.concatenate(
+        [jnp.minimum(moved, repeated)[:, :2], jnp.maximum(moved, repeated)[:, 2:]], axis=-1
+    )
     kept = _has_area(boxes) & _has_area(found)
     return jnp.where(kept[:, None], found, 0.0)
+
+
+def _repeated_boxes(placement: Placement, boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Around the pixels `[n, 4]` of the result's border that repeat an edge which is in a box.
+
+    What is repeated lies between the moved object and the border of the result, so that the
+    pixels along the border tell how far it reaches.
+    """
+    sides = jnp.array(size, jnp.float32)
+    last = sides - 1.0
+    rows, columns = (jnp.arange(side, dtype=jnp.float32) for side in size)
+    border = [(0.0, columns), (last[0], columns), (rows, 0.0), (rows, last[1])]
+    pixel = jnp.concatenate([jnp.stack(jnp.broadcast_arrays(*line), axis=-1) for line in border])
+    point = pixel
+    if placement.controls is not None:
+        point = pixel + sides * _displacement(placement.controls, pixel, size)
+    source = jnp.stack(_source(placement, point[:, 0], point[:, 1], size), axis=-1)
+    # As the mask is read: the nearest pixel of the source is one within the image, or is repeated.
+    nearest = jnp.floor(source + 0.5)
+    edge = jnp.clip(nearest, 0.0, last)
+    inside = (edge + 0.5 > boxes[:, None, :2]) & (edge + 0.5 < boxes[:, None, 2:])
+    repeated = (inside.all(-1) & (nearest != edge).any(-1))[..., None]
+    low = jnp.where(repeated, pixel, jnp.inf).min(1)
+    high = jnp.where(repeated, pixel + 1.0, -jnp.inf).max(1)
+    return jnp.concatenate([low, high], axis=-1)
 
 
 def _has_area(boxes: jax.Array) -> jax.Array:
@@ -223,11 +260,19 @@ def _source_pixels(placement: Placement, size: tuple[int, int]) -> tuple[jax.Arr
         weights = _spline(rows, size[0]), _spline(columns, size[1])
         bend = jnp.einsum("hi,wj,dij->dhw", *weights, placement.controls, precision="highest")
         points = points[0] + size[0] * bend[0], points[1] + size[1] * bend[1]
+    source = _source(placement, *points, size)
+    return tuple(jnp.clip(at, 0.0, side - 1.0) for at, side in zip(source, size, strict=True))
+
+
+def _source(
+    placement: Placement, rows: jax.Array, columns: jax.Array, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """Where in the source, or beyond it, points come from that have passed the displacement."""
     centre = [(side - 1) / 2 for side in size]
-    row, column = points[0] - centre[0], points[1] - centre[1]
+    row, column = rows - centre[0], columns - centre[1]
     return tuple(
-        jnp.clip(m[0] * row + m[1] * column + m[2] + middle, 0.0, side - 1.0)
-        for m, middle, side in zip(placement.matrix[:2], centre, size, strict=True)
+        m[0] * row + m[1] * column + m[2] + middle
+        for m, middle in zip(placement.matrix[:2], centre, strict=True)
     )
 
 

@@ -1,8 +1,9 @@
-"""Mixup and CutMix: each image of a batch is mixed with another one, and so is the loss.
+"""Mixup and CutMix: each image of a batch is mixed with another one, and so is its loss or target.
 
-A mixed batch is a batch with one entry more, `partner`: the targets of the images that were mixed
-in, and `share`, how much of the loss is of the images' own. `mixed_loss` reads it; a batch without
-it has the loss that it always had.
+Of classes it is the loss that is mixed: a mixed batch is a batch with one entry more, `partner`,
+the targets of the images that were mixed in, and `share`, how much of the loss is of the images'
+own. `mixed_loss` reads it; a batch without it has the loss that it always had. Measured numbers are
+mixed themselves, and their batches have no `partner`.
 """
 
 import dataclasses
@@ -58,12 +59,16 @@ def check_mix(augment: Mapping, task: str) -> None:
 
 
 def mix_batch(key: jax.Array, batch: Batch, mix: Mix) -> dict[str, Any]:
-    """The batch with its images mixed, and `partner` with the labels that go with it.
+    """The batch with its images mixed, and `partner` with the classes that go with it.
 
     One lambda for the batch, from Beta(alpha, alpha), and one permutation of it: image i is mixed
     with image p(i), which may be i itself. Mixup: `lambda x_i + (1 - lambda) x_p(i)`. CutMix: a
     box of the area 1 - lambda with its centre anywhere, clipped to the image, shows x_p(i); lambda
     then is what is left of the area. Masks are cut and pasted with their images.
+
+    Targets of a floating dtype, measured numbers, come back as `lambda t_i + (1 - lambda) t_p(i)`,
+    NaN where one of the two is unknown, and without `partner`: of a loss that is not the
+    cross-entropy, such as Huber's, the mixed losses are not least at the mixed number.
 
     Args:
       key: of the step, for this use alone.
@@ -75,16 +80,16 @@ def mix_batch(key: jax.Array, batch: Batch, mix: Mix) -> dict[str, Any]:
     order = jax.random.permutation(named_key(key, "partner"), image.shape[0])
     weight, share, pasted = _weights(key, image.shape[1:3], mix)
     partner = {name: batch[name][order] for name in _LABELS if name in batch}
+    mixed = {**batch, "image": weight * image + (1.0 - weight) * image[order]}
+    if jnp.issubdtype(target.dtype, jnp.floating):
+        if "mask" in batch:
+            mixed["mask"] = batch["mask"] & partner["mask"]
+        return {**mixed, "target": share * target + (1.0 - share) * partner["target"]}
     if target.ndim == 3 and mix.cutmix:
         target = jnp.where(pasted, partner["target"], target)
         # Where masks are pasted there is one truth a pixel, and nothing to share.
         share = jnp.where(pasted.any(), 1.0, share)
-    return {
-        **batch,
-        "image": weight * image + (1.0 - weight) * image[order],
-        "target": target,
-        PARTNER: {**partner, "share": share},
-    }
+    return {**mixed, "target": target, PARTNER: {**partner, "share": share}}
 
 
 def _weights(key: jax.Array, size: tuple[int, int], mix: Mix):

@@ -1,4 +1,4 @@
-"""Augmentation by modality: strengths that keep the labels true, and what to mind about them."""
+"""Augmentation by modality: strengths for its usual labels, and which labels they would change."""
 
 import dataclasses
 from collections.abc import Mapping, Set

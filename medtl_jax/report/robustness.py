@@ -52,9 +52,15 @@ def tta_part(card: dict | None) -> str:
     if card["n_patients"] is not None:
         units += f" of {card['n_patients']} patients"
     further = "one other" if card["views"] == 2 else f"{card['views'] - 1} others"
+    trained = (
+        "by which the training images were drawn too"
+        if card["trained"]
+        else "by which no training image was drawn: kept features of the images as they are were "
+        "trained on"
+    )
     words = (
         f"The scores of {card['views']} views of each image, averaged: the image itself and "
-        f"{further} drawn by the augmentation of the training ({drawn}). A difference is averaged "
+        f"{further} drawn by the section augment ({drawn}), {trained}. A difference is averaged "
         f"minus plain, paired on the same {units} of the {card['split']} split; its interval is a "
         "paired bootstrap. All other numbers of this report are plain."
     )
@@ -173,7 +179,7 @@ def _severities() -> list[str]:
         f"noise: Gaussian, its deviation {listed(corruptions.NOISE_DEVIATION, 100)} % of the full "
         "range.",
         f"blur: Gaussian, its sigma {listed(corruptions.BLUR_SIGMA, 224)} pixels of an image of "
-        "224.",
+        f"224; of a smaller one at least {listed(corruptions.LEAST_BLUR)} of its own pixels.",
         f"contrast: the distance to the mean colour, times {listed(corruptions.CONTRAST_FACTOR)}.",
         f"jpeg: quality {listed(corruptions.JPEG_QUALITY)}.",
         f"bias field: smooth shading by a factor of up to {listed(corruptions.BIAS_RATIO)}.",

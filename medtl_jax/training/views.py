@@ -1,8 +1,8 @@
 """Test-time augmentation: what the network says of several views of an image, averaged.
 
-The first view is the image itself, the others are drawn by the augmentation of the training. Of a
-segmentation they are drawn by flips and quarter turns alone, which the scores of the pixels can be
-moved back from without interpolation.
+The first view is the image itself, the others are drawn by the transforms of the section
+`augment`. Of a segmentation they are drawn by those that leave each pixel whole: flips and quarter
+turns, which the scores of the pixels can be moved back from without interpolation, and intensities.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medtl_jax.augment import geometry, intensity
-from medtl_jax.augment.policy import active_transforms, make_augment
+from medtl_jax.augment.policy import Augment, active_transforms, make_augment, make_placements
 from medtl_jax.data.catalog import Array
 from medtl_jax.data.loader import evaluation_batches
 from medtl_jax.data.streams import is_streamed, stream_batches
@@ -29,6 +29,8 @@ from medtl_jax.training.step import eval_step
 
 # What moves every pixel onto a pixel, and can be undone.
 _UNDONE = ("flip_horizontal", "flip_vertical", "quarter_turns")
+# What takes pixels away: nothing is left to tell their class by.
+_HOLES = ("cutout",)
 
 # `fn(variables, images [b, h, w, c]) -> logits [b, ...]`.
 _Apply = Callable[..., jax.Array]
@@ -45,7 +47,24 @@ def view_transforms(augment: Mapping, masks: bool) -> dict[str, float]:
       UserError: as `policy.active_transforms`.
     """
     on = active_transforms(augment)
-    return {name: on[name] for name in on if name in _UNDONE} if masks else on
+    return {name: on[name] for name in on if _keeps_pixels(name)} if masks else on
+
+
+def _keeps_pixels(name: str) -> bool:
+    return name in _UNDONE or (name not in geometry.LIMITS and name not in _HOLES)
+
+
+def _view_settings(augment: Mapping, masks: bool) -> Mapping:
+    """The `config.augment` by which views are drawn.
+
+    Where RandAugment would draw more transforms than masks leave, it draws all of these.
+    """
+    if not masks:
+        return augment
+    # These are the strengths at RandAugment's magnitude.
+    on = view_transforms(augment, masks)
+    left = len([name for name in on if name not in _UNDONE])
+    return {**on, "randaugment": min(augment.get("randaugment", 0), left)}
 
 
 def check_views(augment: Mapping, count: int, masks: bool, channels: int | None = None) -> None:
@@ -60,8 +79,7 @@ def check_views(augment: Mapping, count: int, masks: bool, channels: int | None 
     on = view_transforms(augment, masks)
     if not on:
         needed = (
-            f"flips and quarter turns ({', '.join(f'augment.{name}' for name in _UNDONE)}), "
-            "all that masks can be moved back from"
+            "flips, quarter turns and intensities, all that masks can be moved back from"
             if masks
             else "transforms of the section augment"
         )
@@ -85,6 +103,7 @@ def make_view_predict(
     seed: int,
     ids: Sequence[str],
     masks: bool = False,
+    finish: Reduce = lambda mean: mean,
 ) -> Predict:
     """`fn(variables, images uint8 [n, h, w, c], then)` that averages over `views` of each image.
 
@@ -100,17 +119,20 @@ def make_view_predict(
       ids: of the n images.
       masks: whether the logits are of pixels, `[b, h, w, k]`; they are moved back to where their
         pixels were.
+      finish: called with each batch of the means; what it makes of them is returned in their
+        place, so that those of all pixels of a split need not be held together.
 
     Raises:
       UserError: as `check_views`.
     """
     check_views(augment, views, masks)
-    apply = functools.partial(eval_step, model=model, spec=spec)
-    if masks:
-        strengths = geometry.Geometry(**view_transforms(augment, masks))
-        step = functools.partial(_pixel_step, apply=apply, strengths=strengths)
-    else:
-        step = functools.partial(_image_step, apply=apply, augment=make_augment(augment))
+    settings = _view_settings(augment, masks)
+    step = functools.partial(
+        _pixel_step if masks else _image_step,
+        apply=functools.partial(eval_step, model=model, spec=spec),
+        augment=make_augment(settings),
+        **({"placements": make_placements(settings)} if masks else {}),
+    )
     step = jax.jit(step, out_shardings=mesh.replicated)
     key, words = named_key(jax.random.key(seed), "views"), _id_words(ids)
 
@@ -125,7 +147,7 @@ def make_view_predict(
         # They may come from a checkpoint, which knows nothing of these devices.
         variables = jax.device_put(variables, mesh.replicated)
         scores = map(then, fetched(logits(variables, images)))
-        return joined(_means(scores, views), len(images))
+        return joined(map(finish, _means(scores, views)), len(images))
 
     return predict
 
@@ -151,7 +173,7 @@ def _keys(key: jax.Array, view: jax.Array, words: jax.Array) -> jax.Array:
 
 
 def _image_step(
-    variables, images: jax.Array, keys: tuple, *, apply: _Apply, augment: Callable
+    variables, images: jax.Array, keys: tuple, *, apply: _Apply, augment: Augment
 ) -> jax.Array:
     """The logits of one view; `keys` are the arguments of `_keys`. View 0 is the image itself."""
 
@@ -164,16 +186,25 @@ def _image_step(
 
 
 def _pixel_step(
-    variables, images: jax.Array, keys: tuple, *, apply: _Apply, strengths: geometry.Geometry
+    variables,
+    images: jax.Array,
+    keys: tuple,
+    *,
+    apply: _Apply,
+    augment: Augment,
+    placements: Callable[..., geometry.Placement],
 ) -> jax.Array:
     """As `_image_step`, the logits of the pixels moved back to where they were."""
-    size = images.shape[1:3]
-    drawn = jax.vmap(lambda key: geometry.draw(key, size, strengths))(_keys(*keys))
-    there = drawn.replace(matrix=jnp.where(keys[1] == 0, jnp.eye(3), drawn.matrix))
-    logits = apply(variables, jax.vmap(geometry.move_image)(there, images))
-    # Flips and quarter turns about the centre are orthogonal: the transpose undoes them.
-    back = there.replace(matrix=jnp.swapaxes(there.matrix, 1, 2))
-    return jax.vmap(geometry.move_image)(back, logits)
+    logits = _image_step(variables, images, keys, apply=apply, augment=augment)
+
+    def back(key, logits):
+        placement = jax.tree.map(lambda leaf: leaf[0], placements(key, 1, images.shape[1:3]))
+        if placement.matrix is None:
+            return logits
+        # Flips and quarter turns about the centre are orthogonal: the transpose undoes them.
+        return geometry.move_image(placement.replace(matrix=placement.matrix.T), logits)
+
+    return jnp.where(keys[1] == 0, logits, jax.vmap(back)(_keys(*keys), logits))
 
 
 def _means(scores: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -60,7 +60,7 @@ class FeatureKey:
       network: name of the backbone.
       attributes: fields of its module that matter in evaluation mode.
       start: the part of the network that reads the activations.
-      input: mean, std and offset of the `InputSpec`.
+      input: mean, std, offset and contrast of the `InputSpec`.
       image: `(h, w, c)` of the images.
       data: SHA-256 over their ids and pixels.
       views: augmented draws of each image, 0 = the images as they are.

@@ -1,10 +1,12 @@
 """Corruptions: references in Pillow and NumPy, and draws that depend on an image's id alone."""
 
 import io
+import itertools
 
 import hypothesis
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter
 
@@ -38,9 +40,10 @@ def test_the_names_and_severities_of_a_report():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_severity_damages_more(name, channels):
-    found = [distance(name, severity, channels) for severity in SEVERITIES]
-    assert found[0] > 0.02 and found == sorted(set(found))
+@pytest.mark.parametrize("side", [28, 64, 112])
+def test_every_severity_damages_more(name, channels, side):
+    found = [0.05, *(distance(name, severity, channels, side) for severity in SEVERITIES)]
+    assert all(more > 1.04 * less for less, more in itertools.pairwise(found)), found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,6 +93,18 @@ def test_blur_is_pillows_and_grows_with_the_side(severity):
         column = found[:, side // 2]
         expected = profile / profile.max() * column.max()
         np.testing.assert_allclose(column, expected, atol=2.0)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize(
+    ("side", "sigma"), [(28, (0.5, 0.6, 0.75, 0.9, 1.1)), (224, (1, 2, 3, 4, 6))]
+)
+def test_blur_is_at_least_as_wide_as_pixels_show(severity, side, sigma):
+    image = images(1, side)
+    wanted = scipy.ndimage.gaussian_filter(image[0].astype(float), sigma[severity - 1], axes=(0, 1))
+    found = corrupt("blur", severity, image, 0, [0])[0]
+    np.testing.assert_allclose(found, wanted, atol=0.51)
+    assert (found != image[0]).any()
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)

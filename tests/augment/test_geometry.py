@@ -1,7 +1,6 @@
 """Geometric augmentation against SciPy, and one draw that moves image, mask and boxes alike."""
 
 import functools
-import math
 
 import hypothesis
 import jax
@@ -32,7 +31,6 @@ WHOLE_PIXELS = Geometry(flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=0.
 
 # One source, moved by each of many placements.
 move_one = jax.jit(jax.vmap(geometry.move_image, (0, None)))
-move_boxes = jax.jit(geometry.move_boxes, static_argnums=2)
 
 
 def keys(n):
@@ -271,52 +269,6 @@ def test_images_and_masks_move_as_a_warped_coordinate_grid_says(size):
         expected = mask[nearest[..., 0], nearest[..., 1]]
         np.testing.assert_array_equal(masks[index][~tied], expected[~tied])
         assert (masks[index] != mask).mean() > 0.3
-
-
-@pytest.mark.parametrize(
-    ("settings", "slack"),
-    [(WHOLE_PIXELS, 0.0), (FULL, 1.0), (Geometry(elastic=0.06), 1.0)],
-    ids=["whole pixels", "full", "elastic"],
-)
-def test_boxes_move_as_a_warped_coordinate_grid_says(settings, slack):
-    """Around the pixels whose source lies within the box; by a pixel at most on each side."""
-    size = (64, 64)
-    boxes = np.array([[20, 12, 41, 50], [30, 30, 37, 36], [3, 40, 33, 60]], np.float32)
-    placements, found = sources(size, settings, 16)
-    moved = jax.jit(jax.vmap(lambda placement: geometry.move_boxes(placement, boxes, size)))
-    for source, new in zip(found, np.asarray(moved(placements)), strict=True):
-        # Away from the image's border, where the edge is repeated and a source says little.
-        inner = ((source > 0) & (source < 63)).all(-1) if slack else np.ones(size, bool)
-        for box, (top, left, bottom, right) in zip(boxes, new, strict=True):
-            inside = ((source + 0.5 > box[:2]) & (source + 0.5 < box[2:])).all(-1) & inner
-            rows, columns = np.nonzero(inside)
-            assert top <= rows.min() + 0.5 + slack / 8 and left <= columns.min() + 0.5 + slack / 8
-            assert bottom >= rows.max() + 0.5 - slack / 8
-            assert right >= columns.max() + 0.5 - slack / 8
-            if min(top, left) > 0 and max(bottom, right) < 64:
-                edges = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
-                np.testing.assert_allclose([top, left, bottom, right], edges, atol=slack)
-
-
-def test_boxes_by_hand():
-    boxes = jnp.array([[2.0, 1.0, 5.0, 4.0], [0.0, 0.0, 8.0, 10.0]])
-    mirrored = move_boxes(rigid([(1, 0, 0), (0, -1, 0)]), boxes, (8, 10))
-    np.testing.assert_array_equal(mirrored, [[2, 6, 5, 9], [0, 0, 8, 10]])
-    # A magnification by two about the centre (4, 5), clipped to the image.
-    larger = move_boxes(rigid([(0.5, 0, 0), (0, 0.5, 0)]), boxes, (8, 10))
-    np.testing.assert_allclose(larger, [[0, 0, 6, 3], [0, 0, 8, 10]], atol=1e-5)
-    # Three pixels down: row r of the result is row r - 3 of the source.
-    lower = move_boxes(rigid([(1, 0, -3), (0, 1, 0)]), boxes, (8, 10))
-    np.testing.assert_array_equal(lower, [[5, 1, 8, 4], [3, 0, 8, 10]])
-
-
-def test_boxes_that_leave_the_image_and_padding_come_back_empty():
-    boxes = jnp.array([[0.0, 1.0, 2.0, 4.0], [0.0, 0.0, 0.0, 0.0], [3.0, 3.0, 6.0, 3.0]])
-    angle = math.radians(30)
-    turn = rigid([(math.cos(angle), -math.sin(angle), 4), (math.sin(angle), math.cos(angle), 0)])
-    found = move_boxes(rigid([(1, 0, 5), (0, 1, 0)]), boxes, (8, 8))
-    np.testing.assert_array_equal(found, np.zeros((3, 4)))
-    np.testing.assert_array_equal(move_boxes(turn, boxes, (8, 8))[1:], np.zeros((2, 4)))
 
 
 def test_no_strength_leaves_everything_as_it_is():

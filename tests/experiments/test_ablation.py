@@ -35,15 +35,8 @@ def command(folder, **settings) -> list[str]:
     return ["launch.py", STUDY, *flags, f"--workdir={folder}"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_process():
-    """As in launch.py: optax mixes types."""
-    with digit_runs.small_process():
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(launch, no_pictures, tmp_path_factory) -> pathlib.Path:
+def finished(launch, small_runs, no_pictures, tmp_path_factory) -> pathlib.Path:
     """The folder of an ablation of three rows and two seeds."""
     root = tmp_path_factory.mktemp("ablation")
     digit_runs.write_digits(root / "digits.npz", 3, 0)

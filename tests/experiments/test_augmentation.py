@@ -1,7 +1,10 @@
 """What a config makes of the augmentation: presets, refusals, what a run says, shows and keeps."""
 
+import dataclasses
+import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -113,11 +116,56 @@ def mixed(five, tmp_path_factory):
 def test_a_run_says_once_what_it_does_and_what_to_mind(mixed):
     said = [line for line in mixed.console.lines if line.startswith("augmentation: ")]
     assert len(said) == 4
-    assert "Transforms (preset xray): shift 0.05, rotate 10, " in said[0]
-    assert "elastic" not in said[0]
+    assert "Transforms (preset xray, but for elastic): shift 0.05, rotate 10, " in said[0]
+    assert "elastic 0" not in said[0]
     assert said[1].endswith("mixup (alpha 0.2) or cutmix (alpha 1).")
     assert said[2].endswith("Contrast of every image, also of those to predict: equalize.")
-    assert said[3] == f"augmentation: Labels: {PRESETS['xray'].note}"
+    changed = "This is said of the preset as it is; here it was changed to elastic 0."
+    assert said[3] == f"augmentation: Labels: {PRESETS['xray'].note} {changed}"
+
+
+def lines_of(tmp_path, five, **settings):
+    from experiments.augmentation import augmentation_lines
+
+    return augmentation_lines(request(tmp_path, five, **settings).config)
+
+
+def test_a_preset_does_not_speak_for_what_was_changed(five, tmp_path):
+    flips = {"augment__preset": "xray", "augment__flip_horizontal": 0.5, "augment__rotate": 10.0}
+    transforms, labels = lines_of(tmp_path, five, **flips)
+    assert transforms.startswith("Transforms (preset xray, but for flip_horizontal): flip_hori")
+    assert labels.endswith("here it was changed to flip_horizontal 0.5.")
+    assert lines_of(tmp_path, five, augment__preset="xray")[1:] == [
+        f"Labels: {PRESETS['xray'].note}"
+    ]
+
+
+def test_flips_without_a_preset_are_told_of(five, tmp_path):
+    _, labels = lines_of(tmp_path, five, augment__flip_horizontal=0.5)
+    assert "left and right are swapped" in labels and "augment.flip_horizontal=0." in labels
+    assert len(lines_of(tmp_path, five, augment__flip_vertical=0.5)) == 1
+
+
+def test_what_a_preset_overwrites_of_a_study_is_told(five, tmp_path, capfd):
+    from experiments.augmentation import resolve_augmentation
+
+    config = request(tmp_path, five).config
+    study = {**config["augment"], "preset": "mri", "flip_vertical": 0.3, "rotate": 7.0,
+             "noise": 0.03, "shift": 0.1, "hue": 0.2}  # fmt: skip
+    capfd.readouterr()
+    found = resolve_augmentation({**config, "augment": study}, {"augment.rotate"})["augment"]
+    assert found["flip_vertical"] == 0.0 and found["rotate"] == 7.0
+    # Neither what was given, nor what the preset has too, nor what is as in configs/default.py.
+    said = capfd.readouterr().out.splitlines()
+    told = {line.split("=")[0]: line for line in said if "flip_horiz" not in line}
+    names = ("augment.flip_vertical", "augment.hue")
+    assert {f"note: {name}" for name in names} <= told.keys()
+    for name in ("rotate", "noise", "shift", "preset"):
+        assert f"note: augment.{name}" not in told
+    assert told["note: augment.hue"].endswith(
+        "of the study's file is not used: augment.preset=mri sets it to 0.0; set it on the command "
+        "line to keep it"
+    )
 
 
 def test_a_run_keeps_the_contrast_that_its_network_reads(mixed, five, tmp_path):
@@ -159,23 +207,38 @@ def test_what_is_off_leaves_a_run_as_it_was(five, tmp_path):
 
 
 def test_the_sheet_shows_what_the_step_would_see(mixed, five):
-    from experiments.augmentation import augmentation_lines, draw_sheet
+    from experiments.augmentation import draw_sheet
     from experiments.prepared import prepare
+    from medtl_jax.training.step import train_step
 
-    ready = prepare(make_request(mixed.folder.parent / "again", five, None,
-                                 model__weights="none", augment__shift=0.2,
-                                 augment__cutmix=1.0))  # fmt: skip
-    config = {**mixed.config, "augment": {**mixed.config["augment"], "preset": ""}}
-    assert len(augmentation_lines(config)) == 3
-    from experiments.study import Fitted
-
-    parts, train = ready.parts, ready.dataset.splits["train"]
-    figure = draw_sheet(config, Fitted(parts.model, parts.spec, {}, ready.training.task), train)
+    config = mixed.config
+    ready = prepare(dataclasses.replace(mixed, folder=mixed.folder.parent / "again"))
+    train, rows = ready.dataset.splits["train"], [0, 32, 63, 95]
+    figure = draw_sheet(config, train)
     assert len(figure.axes) == 4 * 7 and "mixed" in figure.get_label()
-    first = [axes.images[0].get_array() for axes in figure.axes[::7]]
-    np.testing.assert_array_equal(first, train.images[[0, 32, 63, 95]][..., 0])
-    drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    drawn = np.stack([np.asarray(axes.images[0].get_array()) for axes in figure.axes])
     assert len({image.tobytes() for image in drawn}) == 28
+    drawn = drawn.reshape(4, 7, 28, 28)
+    np.testing.assert_array_equal(drawn[:, 0], train.images[rows][..., 0])
+
+    # What the loss of a step is given is what the network has been given.
+    (term,), fed = ready.parts.terms, []
+
+    def watched(out, batch, params, anchor):
+        jax.debug.callback(lambda image: fed.append(np.asarray(image)), batch["image"])
+        return term.term(out, batch, params, anchor)
+
+    parts = dataclasses.replace(ready.parts, terms=(dataclasses.replace(term, term=watched),))
+    batch = {"image": train.images[rows], "target": np.asarray(train.target[rows])}
+    program = jax.jit(functools.partial(train_step, parts=parts))
+    key, spec = jax.random.key(config["seed"]), parts.spec.input
+    for step in (0, 4):
+        fed.clear()
+        state = ready.state.replace(step=jnp.int32(step))
+        jax.block_until_ready(program(state, batch, key))
+        jax.effects_barrier()
+        shown = fed[0] * np.array(spec.std) + np.array(spec.mean)
+        np.testing.assert_allclose(drawn[:, 1 + step], shown[..., 0].clip(0, 255), atol=0.51)
 
 
 def test_kept_features_are_neither_augmented_nor_mixed_and_a_run_says_so(five, mixed, tmp_path):

@@ -1,5 +1,7 @@
 """Test-time augmentation and corruptions of a small run, and what evaluating it again says."""
 
+import csv
+import dataclasses
 import pathlib
 import shutil
 
@@ -8,8 +10,10 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import accuracy_score
 
 from configs import default
+from experiments.augmentation import augments_training
 from experiments.robustness import Robustness, corrupted, measure_robustness
 from experiments.study import Request
 from medtl_jax import runs
@@ -17,6 +21,8 @@ from medtl_jax.augment.corruptions import NAMES, corrupt
 from medtl_jax.augment.presets import TRANSFORMS
 from medtl_jax.data.phantom import CLASSES, make_phantom
 from medtl_jax.data.streams import Streamed
+from medtl_jax.metrics.compare import compare_runs
+from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.report.robustness import corruptions_text, tta_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,6 +44,7 @@ TINY = {
     "augment.noise": 0.1,
 }
 ASKED = {"eval__tta": 3, "eval__corruptions": True}
+SMALL = {f"data__phantom__{split}": 16 for split in ("train", "val", "test")}
 
 
 def command(workdir, **settings) -> list[str]:
@@ -190,12 +197,124 @@ def test_an_image_is_damaged_alike_streamed_or_held(name):
     assert sorted(read_rows) == [2, 5]
 
 
-def test_masks_are_averaged_over_flips_alone(launch, no_pictures, tmp_path, capfd):
+def test_the_averaged_scores_stay_in_the_folder(trained):
+    card = read(trained, "tta")["metrics"]
+    with np.load(trained / "tta.npz") as found, np.load(trained / "predictions.npz") as plain:
+        assert set(found) == {name for name in plain if name.startswith("test_")}
+        np.testing.assert_array_equal(found["test_id"], plain["test_id"])
+        score, target = found["test_score"], found["test_target"]
+        assert np.abs(score - plain["test_score"]).max() > 1e-4
+    assert accuracy_score(target, score.argmax(1)) == card["accuracy"]["tta"]
+    probability = score[np.arange(24), target].astype(float)
+    assert -np.log(probability).mean() == pytest.approx(card["nll"]["tta"], abs=1e-5)
+
+
+def predicted(folder: pathlib.Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Head, paths and numbers of a table of predictions."""
+    head, *rows = csv.reader((folder / "predictions.csv").read_text().splitlines())
+    first = head.index(CLASSES[0])
+    return head, [row[0] for row in rows], np.array([row[first:] for row in rows], float)
+
+
+def test_predict_averages_as_was_measured(launch, trained, evaluate, tmp_path, capfd):
+    split = make_phantom(32, train=48, val=16, test=24, splits=("test",)).splits["test"]
+    root = write_folder(tmp_path / "set", split.images, split.target)
+    measured = evaluate("measured", data__name="folder", data__dir=root, eval__tta=3)
+    capfd.readouterr()
+    folders = [tmp_path / "averaged", tmp_path / "plain"]
+    for folder, views in zip(folders, (3, 0), strict=True):
+        asked = {"experiment": "predict", "eval__run": trained, "data__dir": root}
+        assert launch.run_command(command(folder, **asked, eval__tta=views)) == 0
+    said = capfd.readouterr().out
+    assert f"24 images, averaged over 3 views of each: {folders[0]}" in said
+    assert f"24 images: {folders[1]}" in said
+    (head, paths, averaged), (plain_head, _, plain) = map(predicted, folders)
+    assert head == ["path", "averaged_views", "predicted", *CLASSES]
+    assert plain_head == ["path", "predicted", *CLASSES]
+    with np.load(measured / "tta.npz") as found:
+        place = [found["test_id"].tolist().index(path) for path in paths]
+        np.testing.assert_allclose(averaged, found["test_score"][place], atol=2e-6)
+    assert np.abs(averaged - plain).max() > 1e-4
+
+
+@pytest.fixture
+def whole_patients(tmp_path) -> pathlib.Path:
+    """A csv of the phantom's test split with four images of each of six patients."""
+    split = make_phantom(32, train=48, val=16, test=24, splits=("test",)).splits["test"]
+    rows = ["path,split,label,patient"]
+    for number, (image, label) in enumerate(zip(split.images, split.target, strict=True)):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number:02}.png")
+        rows.append(f"{number:02}.png,test,{CLASSES[label]},p{number // 4}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    return tmp_path / "list.csv"
+
+
+def test_the_interval_resamples_whole_patients(trained, evaluate, whole_patients):
+    table = {"data__name": "csv", "data__dir": whole_patients, "eval__tta": 3}
+    folder = evaluate("patients", **table, data__csv_patient_column="patient")
+    card = read(folder, "tta")
+    assert (card["n"], card["n_patients"]) == (24, 6)
+    with np.load(folder / "predictions.npz") as plain, np.load(folder / "tta.npz") as averaged:
+        assert len(set(averaged["test_patient"])) == 6
+        both = [
+            Predicted(name, "classify", CLASSES, *(found[f"test_{key}"] for key in (
+                "id", "target", "score", "patient")))
+            for name, found in (("plain", plain), ("tta", averaged))
+        ]  # fmt: skip
+    (wanted,) = compare_runs(both, resamples=30, seed=0)
+    (images,) = compare_runs(
+        [dataclasses.replace(one, patients=None) for one in both], resamples=30, seed=0
+    )
+    found = card["metrics"]["nll"]
+    assert found["ci95"] == pytest.approx(wanted.metrics["nll"].interval, abs=1e-9)
+    assert found["ci95"] != pytest.approx(images.metrics["nll"].interval, abs=1e-9)
+    for name, entry in card["metrics"].items():
+        if entry["ci95"] is not None:
+            assert entry["ci95"] == pytest.approx(wanted.metrics[name].interval, abs=1e-9)
+
+
+def test_it_is_said_whether_the_training_was_drawn_so():
+    config = default.get_config().to_dict()
+    config["experiment"] = "finetune"
+    assert augments_training(config)
+    kept = {**config, "transfer": {**config["transfer"], "cache": "prefix"}}
+    assert not augments_training(kept)
+    drawn = {**kept, "transfer": {**kept["transfer"], "views": 2}}
+    assert augments_training(drawn)
+
+
+def test_an_evaluated_probe_was_not_trained_on_drawn_images(trained, evaluate, tmp_path):
+    assert read(trained, "tta")["trained"] is True
+    # As if a probe on kept features had been trained: its run says so, an evaluation does not.
+    probe = shutil.copytree(trained, tmp_path / "probe")
+    config = runs.read_json(probe / "config.json")
+    runs.write_json(probe / "config.json", {**config, "experiment": "extract"} | {
+        "eval": {**config["eval"], "tta": 0, "corruptions": False}})  # fmt: skip
+    assert read(evaluate("of_probe", eval__run=probe, eval__tta=2), "tta")["trained"] is False
+
+
+def test_an_evaluation_of_an_adapted_run_is_measured(launch, no_pictures, tmp_path, capfd):
+    """Its `val` is no stand-in for a target without test labels."""
+    adapted = {
+        "model__name": "lenet5_bn", "domain__target__name": "phantom",
+        "domain__method": "mmd", "train__epochs": 1, **SMALL,
+    }  # fmt: skip
+    assert launch.run_command(command(tmp_path / "run", **adapted)) == 0
+    asked = {"experiment": "evaluate", "eval__run": tmp_path / "run", "eval__splits": "val"}
+    own = {key: value for key, value in adapted.items() if key.startswith(("data", "model"))}
+    capfd.readouterr()
+    assert launch.run_command(command(tmp_path / "val", **own, **asked, eval__tta=2)) == 0
+    assert "no labels" not in capfd.readouterr().out
+    card = read(tmp_path / "val", "tta")
+    assert card["split"] == "val" and card["n"] == 16
+
+
+def test_masks_are_averaged_over_what_leaves_pixels_whole(launch, no_pictures, tmp_path, capfd):
     masks = {"task": "segment", "model__decoder": "4,4,4", "train__epochs": 1}
-    small = {f"data__phantom__{split}": 16 for split in ("train", "val", "test")}
-    assert launch.run_command(command(tmp_path / "run", **masks, **small, **ASKED)) == 0
+    assert launch.run_command(command(tmp_path / "run", **masks, **SMALL, **ASKED)) == 0
     card = read(tmp_path / "run", "tta")
-    assert card["transforms"] == {"flip_horizontal": 0.5} and card["primary"] == ["dice"]
+    assert card["transforms"] == {"flip_horizontal": 0.5, "noise": 0.1}
+    assert card["primary"] == ["dice"]
     metrics = read(tmp_path / "run", "metrics")["test"]
     assert card["metrics"]["dice"]["plain"] == pytest.approx(metrics["dice"]["value"])
     assert card["metrics"]["hd95"]["plain"] == pytest.approx(metrics["hd95"]["value"])
@@ -205,6 +324,26 @@ def test_masks_are_averaged_over_flips_alone(launch, no_pictures, tmp_path, capf
     printed = capfd.readouterr().out
     assert "test-time augmentation, 3 views, test split" in printed
     assert "dice by severity of a corruption, test split" in printed
+    # Masks that are predicted with views are those of the averaged scores.
+    split = make_phantom(32, train=16, val=16, test=16, splits=("test",)).splits["test"]
+    root = write_folder(tmp_path / "set", split.images, np.zeros(16, int))
+    asked = {"experiment": "predict", "eval__run": tmp_path / "run", "data__dir": root}
+    for name, views in (("averaged", 3), ("plain", 0)):
+        assert launch.run_command(command(tmp_path / name, **asked, eval__tta=views)) == 0
+    head = (tmp_path / "averaged" / "predictions.csv").read_text().splitlines()[0]
+    assert head.startswith("path,averaged_views,mask,")
+    masks = [
+        np.stack(
+            [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).rglob("*.png"))]
+        )
+        for name in ("averaged", "plain")
+    ]
+    with np.load(tmp_path / "run" / "tta.npz") as found:
+        foreground = found["test_score"].argmax(-1)
+    assert masks[0].shape == foreground.shape
+    # The draws are of other ids, and few pixels are that near to the boundary.
+    assert ((masks[0] > 0) == (foreground > 0)).mean() > 0.8
+    assert (masks[0] != masks[1]).mean() < 0.5
 
 
 def make_request(folder: pathlib.Path, brief: bool, **sections) -> Request:

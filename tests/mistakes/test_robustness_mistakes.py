@@ -18,19 +18,18 @@ STILL = {f"augment__{name}": 0.0 for name in TRANSFORMS}
         ({"eval__tta": 4, "augment__preset": "xrays"}, "xrays"),
         (
             {"eval__tta": 4, "task": "segment", **STILL, "augment__rotate": 5.0},
-            "draws views by flips and quarter turns (augment.flip_horizontal",
+            "draws views by flips, quarter turns and intensities, all that masks can be moved",
         ),
         ({"eval__corruptions": "some"}, "corruptions"),
         *(
             (
                 {"experiment": name, key: value, "model__weights": "none"},
-                f"{key.replace('__', '.')}={value} is for experiment=finetune and evaluate, not "
-                f"for {name}",
+                f"{key.replace('__', '.')}={value} is for experiment={by}, not for {name}; leave",
             )
-            for name, key, value in (
-                ("ladder", "eval__tta", 4),
-                ("extract", "eval__corruptions", True),
-                ("predict", "eval__tta", 2),
+            for name, key, value, by in (
+                ("ladder", "eval__tta", 4, "finetune, evaluate and predict"),
+                ("extract", "eval__corruptions", True, "finetune and evaluate"),
+                ("predict", "eval__corruptions", True, "finetune and evaluate"),
             )
         ),
     ],

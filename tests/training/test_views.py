@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medtl_jax.augment.presets import fill_preset
 from medtl_jax.data.streams import Streamed
 from medtl_jax.errors import UserError
 from medtl_jax.models.inputs import InputSpec
@@ -92,6 +93,41 @@ def test_every_flip_and_turn_is_undone(make, images):
     assert len({row.tobytes() for row in found[..., 1]}) > 6
 
 
+def test_intensities_of_masks_move_no_pixel(make, images):
+    """Beside flips and turns: the scores of a pixel are those of its brightened self."""
+    turns = {"flip_horizontal": 0.5, "flip_vertical": 0.5, "quarter_turns": 0.75}
+    dark = images // 4 + 80
+    found = make(Columns(), {**turns, "brightness": 0.2}, views=2, masks=True)({}, dark)
+    change = 2 * (found[..., 0].astype(float) - dark[..., 0])
+    # One change an image, whatever its pixels, of 0.2 times 255 at most.
+    np.testing.assert_allclose(change, change.mean((1, 2))[:, None, None] + 0 * change, atol=0.3)
+    size = np.abs(change.mean((1, 2)))
+    assert size.max() <= 51.3 and (size > 1).sum() > 9 and np.unique(size.round(1)).size > 9
+
+
+def test_a_grey_preset_has_views_of_masks(make, images):
+    """No flips: nothing is moved, and nothing is moved back."""
+    found = make(Columns(), fill_preset({"preset": "xray"}), views=3, masks=True)({}, images)
+    assert np.abs(found[..., 0] - images[..., 0]).max() > 1
+    np.testing.assert_array_equal(found[..., 1], np.broadcast_to(np.arange(8), (13, 8, 8)))
+
+
+def test_randaugment_of_masks_draws_among_what_is_left(make, images):
+    augment = {"rotate": 20.0, "shear": 5.0, "brightness": 0.1, "randaugment": 3}
+    settings = {"randaugment_strength": 2.0}
+    found = make(Columns(), {**augment, **settings}, views=2, masks=True)({}, images // 4 + 80)
+    same = make(Columns(), {"brightness": 0.2}, views=2, masks=True)({}, images // 4 + 80)
+    np.testing.assert_allclose(found, same, atol=0.1)
+
+
+def test_what_is_made_of_the_means_is_returned(make, images):
+    predict = make(Columns(), {"flip_horizontal": 1.0}, views=2, masks=True,
+                   finish=lambda mean: mean.argmax(-1).astype(np.uint8))  # fmt: skip
+    found, plain = predict({}, images), make(Columns(), {"flip_horizontal": 1.0}, masks=True)
+    assert found.dtype == np.uint8 and found.shape == (13, 8, 8)
+    np.testing.assert_array_equal(found, plain({}, images).argmax(-1))
+
+
 @pytest.mark.parametrize(("masks", "network"), [(False, Corner()), (True, Columns())])
 def test_a_view_depends_on_the_id_and_the_seed_alone(make, images, masks, network):
     augment = {**EVERYTHING, "quarter_turns": 0.75}
@@ -123,8 +159,8 @@ def test_streamed_images_give_the_same(make, images):
 
 def test_views_of_masks_are_what_can_be_undone():
     augment = {**EVERYTHING, "flip_vertical": 0.25, "mixup": 0.2}
-    flips = {"flip_horizontal": 0.5, "flip_vertical": 0.25}
-    assert view_transforms(augment, masks=True) == flips
+    whole = {"flip_horizontal": 0.5, "flip_vertical": 0.25, "brightness": 0.2, "noise": 0.1}
+    assert view_transforms({**augment, "cutout": 0.3, "shift": 0.1}, masks=True) == whole
     on = view_transforms(augment, masks=False)
     assert on.keys() == {*EVERYTHING, "flip_vertical"} and on["rotate"] == 20.0
 
@@ -134,7 +170,7 @@ def test_views_of_masks_are_what_can_be_undone():
     [
         ({"rotate": 5.0}, (1, False), "eval.tta=1 would be the image alone"),
         ({}, (3, False), "eval.tta=3 draws views by transforms of the section augment"),
-        ({"rotate": 5.0}, (3, True), "by flips and quarter turns (augment.flip_horizontal, augm"),
+        ({"rotate": 5.0, "cutout": 0.2}, (3, True), "by flips, quarter turns and intensities, all"),
         ({"hue": 0.1, "rotate": 5.0}, (2, False, 1), "change colours (augment.hue), and these"),
     ],
 )
@@ -146,5 +182,5 @@ def test_views_that_cannot_be_had(augment, arguments, words):
 
 def test_views_that_can_be_had():
     check_views({}, 0, False)
-    check_views({"flip_vertical": 0.5, "hue": 0.1}, 2, True, 1)
+    check_views(fill_preset({"preset": "xray"}), 2, True, 1)
     check_views({"hue": 0.1}, 2, False, 3)
