@@ -157,7 +157,8 @@ def get_config() -> ConfigDict:
 
     config.augment = ConfigDict()  # of training images; 0 = off
     # xray | ct | mri | ultrasound | fundus | dermoscopy | histology | photographs: sets all
-    # transforms (mixing and RandAugment stay) but those that the command line sets; "" = none.
+    # transforms (mixing and RandAugment stay) but those that the command line sets, also those
+    # that a study's file sets; "" = none.
     config.augment.preset = ""
     config.augment.flip_horizontal = 0.5  # probability; 0 where left and right matter
     config.augment.flip_vertical = 0.0  # probability
@@ -229,11 +230,13 @@ def get_config() -> ConfigDict:
     # Peak of lambda, which rises as 2 / (1 + exp(-gamma p)) - 1 with the share p of the updates.
     config.domain.strength = 1.0
     config.domain.gamma = 10.0
-    # Statistics that the target's images meet in batch norms: source | own (domain-specific batch
-    # norm) | adabn (the source's are trained, the target's worked out for every evaluation) | auto
-    # (own where there is a method and the network has batch norms, else source).
+    # Statistics that the target's images meet in batch norms: source (in evaluation; a step's
+    # target batch is normalised by its own and moves none) | own (domain-specific batch norm, in
+    # the stages that train and move theirs) | adabn (the source's are trained; the target's worked
+    # out for every evaluation, in all stages) | auto (own with a method where some move, else
+    # source).
     config.domain.bn = "auto"
-    config.domain.affine = False  # with own and adabn: scale and bias of each domain too
+    config.domain.affine = False  # with own and a method: scale and bias of each domain too
     # What dann, mmd and coral look at: "" (features), a stage, or logits.
     config.domain.reads = ""
     config.domain.width = 1024  # of the discriminator's two hidden layers
@@ -281,8 +284,10 @@ def get_config() -> ConfigDict:
     config.eval.target_sensitivity = 0.95  # of the second operating point; the first is Youden's
     config.eval.surface_tolerance = 2.0  # pixels, of the normalised surface distance
     # Test-time augmentation: the scores of so many views of each image are averaged, the image
-    # itself and draws of the section augment (of masks flips and quarter turns, moved back). The
-    # gain stands in tta.json; all other numbers are without it. 0 = off.
+    # itself and draws of the section augment (of masks flips and quarter turns, moved back, and
+    # intensities but cutout). finetune and evaluate measure it: the gain stands in tta.json, the
+    # averaged scores in tta.npz, and all other numbers are without it. predict writes the averaged
+    # scores. 0 = off.
     config.eval.tta = 0
     # What the test metrics become under noise, blur, contrast, jpeg and bias field at five
     # severities; 25 predictions of the split.

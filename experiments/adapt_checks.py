@@ -11,7 +11,7 @@ from experiments.ladder_results import check_same
 from experiments.prepared import read_training_data
 from experiments.study import Fitted, Request
 from medtl_jax import runs
-from medtl_jax.data.domains import Domains, check_domains
+from medtl_jax.data.domains import Domains
 from medtl_jax.domain.statistics import norm_stages
 from medtl_jax.errors import UserError
 from medtl_jax.models.registry import create_model, variable_shapes
@@ -65,10 +65,8 @@ def _check_domains(cells: Sequence[AdaptCell], request: Request, memos: Memos) -
         own = cell_request(cell, request, memos)
         with named(cell):
             source = read_training_data(own)
-            if first is None:
-                first = adaptation.find_domains(cell.resolved, source, own.console)
-            else:
-                check_domains(source, first.target)
+            domains = adaptation.find_domains(cell.resolved, source, own.console, own.memo)
+            first = first or domains
     return first
 
 

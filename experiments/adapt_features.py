@@ -39,7 +39,8 @@ def features_of(
     """
     own = cell_request(cells[0], request, memos)
     with named(cells[0]):
-        domains = adaptation.find_domains(own.config, read_training_data(own), own.console)
+        read = read_training_data(own)
+        domains = adaptation.find_domains(own.config, read, own.console, own.memo)
     mesh, panels = make_mesh(own.config), {}
     for cell in cells:
         panels[cell.strategy] = _features(cell.folder(request.folder), cell, domains, mesh)

@@ -11,7 +11,7 @@ from experiments import trained
 from experiments.adapt_cells import AdaptCell
 from experiments.adapt_methods import SOURCE, SUPERVISED, SUPERVISED_SUMMARY, find_method
 from experiments.compare import read_run
-from experiments.domain_settings import run_validator
+from experiments.domain_settings import OWN, run_validator
 from experiments.ladder_folder import FOLDER
 from experiments.ladder_results import (
     check_same,
@@ -27,7 +27,7 @@ from medtl_jax.console import Console
 from medtl_jax.domain.selection import ORACLE, VALIDATORS, Validator, best_of
 from medtl_jax.errors import UserError
 from medtl_jax.metrics.pairing import Predicted
-from medtl_jax.metrics.seeds import Sampled, over_seeds
+from medtl_jax.metrics.seeds import Judged, Sampled, over_seeds
 from medtl_jax.objectives.task import Task
 from medtl_jax.report.adaptation import (
     ADAPTED,
@@ -72,10 +72,18 @@ def collect(
     tested = read_run(first, cells[0].name, "test").predicted if scored else None
     samples = _samples(folder, groups, tested, config, console)
     against = compare_methods(samples, SOURCE, [SUPERVISED]) if samples else {}
+    alone, beyond = _beyond_statistics(groups, samples)
     patients = tested.patients if tested else None
     return Adaptation(
         methods=tuple(
-            _method(folder, group, samples.get(name, ()), against.get(name, {}), rules)
+            _method(
+                folder,
+                group,
+                samples.get(name, ()),
+                rules,
+                against.get(name, {}),
+                beyond.get(name, {}),
+            )
             for name, group in groups.items()
         ),
         summaries={name: _summary(group[0]) for name, group in groups.items()},
@@ -90,6 +98,7 @@ def collect(
         images=len(tested.ids) if tested else 0,
         patients=None if patients is None else len(np.unique(patients)),
         notes=_notes(folder, cells),
+        statistics_alone=alone,
     )
 
 
@@ -132,6 +141,30 @@ def _samples(
     return {name: list(itertools.islice(sampled, len(group))) for name, group in groups.items()}
 
 
+def _beyond_statistics(
+    groups: Mapping[str, Sequence[AdaptCell]], samples: Mapping[str, Sequence[Sampled]]
+) -> tuple[str, dict[str, dict[str, Judged]]]:
+    """The method that has statistics of its own and no loss, and the differences to it.
+
+    They are those of the methods with a loss beside such statistics; `""` and nothing where either
+    is missing, or where the target's test has no labels.
+    """
+    own = [name for name, cells in groups.items() if _statistics(cells[0]) == OWN]
+    alone = [name for name in own if not _has_loss(groups[name][0])]
+    if not samples or not alone or len(own) == 1:
+        return "", {}
+    return alone[0], compare_methods({name: samples[name] for name in own}, alone[0])
+
+
+def _statistics(cell: AdaptCell) -> str:
+    """The `domain.bn` of a method as it takes effect, `""` of the bound."""
+    return "" if cell.is_bound else cell.resolved["domain"]["bn"]
+
+
+def _has_loss(cell: AdaptCell) -> bool:
+    return cell.resolved["domain"]["method"] != "none"
+
+
 def _predicted(
     folder: pathlib.Path, cells: Sequence[AdaptCell], classes: tuple[str, ...]
 ) -> Iterator[Predicted]:
@@ -172,8 +205,9 @@ def _method(
     folder: pathlib.Path,
     cells: Sequence[AdaptCell],
     samples: Sequence[Sampled],
-    against: Mapping,
     rules: _Rules,
+    against: Mapping[str, Judged],
+    beyond: Mapping[str, Judged],
 ) -> Method:
     """One method with all of its seeds, `cells`."""
     name = cells[0].strategy
@@ -187,6 +221,8 @@ def _method(
         against=against,
         oracle=oracle,
         bound=_BOUNDS.get(name, ADAPTED),
+        statistics=_statistics(cells[0]),
+        beyond=beyond,
     )
 
 

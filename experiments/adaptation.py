@@ -1,26 +1,26 @@
 """Adaptation of a run to an unlabelled target: its set, its terms, its networks, its validators."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.domain_settings import (
     ADABN,
     has_own_statistics,
+    kept_statistics,
     run_validator,
     target_data,
     trains_on_target,
     wanted,
 )
 from experiments.judging import make_judge
+from experiments.memory import kept_target
 from experiments.study import Fitted
 from medtl_jax.console import Console
-from medtl_jax.data.catalog import Dataset
+from medtl_jax.data.catalog import Dataset, DataSpec
 from medtl_jax.data.domains import Domains, check_domains
 from medtl_jax.data.unlabelled import read_target
 from medtl_jax.domain.adversary import DISCRIMINATOR, Adversary, ramp, without_discriminator
@@ -37,23 +37,44 @@ from medtl_jax.report.predict import Predictions, predict_splits
 from medtl_jax.report.tables import SOURCE_TEST
 from medtl_jax.training.devices import DataMesh
 from medtl_jax.training.loop import Training
-from medtl_jax.training.reestimate import make_reestimate
+from medtl_jax.training.reestimate import batches_of_all, make_reestimate
 from medtl_jax.training.step import Term
 
 _TARGET, _SOURCE = 1, 0
 
 
-def find_domains(config: dict, dataset: Dataset, console: Console) -> Domains:
+def find_domains(
+    config: dict, dataset: Dataset, console: Console, memo: dict | None = None
+) -> Domains:
     """Source and target of the run, fit for one training. Notes are said.
+
+    `memo` is that of the request: one target is read once, and an image of either domain is
+    compared with the others once.
 
     Raises:
       UserError: as `read_target` and `check_domains`, in the words of the section `domain`.
     """
+    spec, model = dataset.spec, config["model"]
+    made_of = {"like": [spec.task, spec.classes], "size": model["image_size"]}
+    made_of |= {"channels": model["in_chans"], **target_data(config)}
+    target, seen = kept_target(
+        made_of, {} if memo is None else memo, lambda: _read_target(config, spec, console)
+    )
+    domains = check_domains(dataset, target, seen)
+    counts = ", ".join(f"{name} {len(split)}" for name, split in target.splits.items())
+    console.note(f"target data: {target.spec.name}: {counts} images")
+    for note in (*target.spec.notes, *domains.notes):
+        console.note(f"note: {note}")
+    return domains
+
+
+def _read_target(config: dict, like: DataSpec, console: Console) -> Dataset:
+    """The target's set for a source that is `like`; errors name keys of `domain.target`."""
     try:
         with console.progress("target data") as advance:
-            target = read_target(
+            return read_target(
                 target_data(config),
-                dataset.spec,
+                like,
                 config["model"]["image_size"],
                 advance,
                 grey=config["model"]["in_chans"] == 1,
@@ -63,12 +84,6 @@ def find_domains(config: dict, dataset: Dataset, console: Console) -> Domains:
         for key in config["domain"]["target"]:
             text = text.replace(f"data.{key}", f"domain.target.{key}")
         raise UserError(f"domain.target: {text}") from error
-    domains = check_domains(dataset, target)
-    counts = ", ".join(f"{name} {len(split)}" for name, split in target.splits.items())
-    console.note(f"target data: {target.spec.name}: {counts} images")
-    for note in (*target.spec.notes, *domains.notes):
-        console.note(f"note: {note}")
-    return domains
 
 
 def domain_validator(config: dict, task: Task, domains: Domains) -> Validator:
@@ -164,32 +179,15 @@ def _make_adabn(
     if config["domain"]["bn"] != ADABN:
         return lambda variables: variables
     images = domains.target.splits["train"].images
-    batches = _even_batches(len(images), config["data"]["batch_size"], config["seed"], mesh)
+    batches = batches_of_all(len(images), config["data"]["batch_size"], config["seed"])
     stages = set(norm_stages(fitted.variables, "domain.bn=adabn"))
     own = make_reestimate(fitted.network, fitted.spec, stages, mesh)
 
     def adapt(variables):
-        plain = own(of_domain(variables, _SOURCE), images, batches)
+        plain = own(of_domain(variables, _SOURCE), images, *batches)
         return with_domain(variables, _TARGET, plain)
 
     return adapt
-
-
-def _even_batches(count: int, most: int, seed: int, mesh: DataMesh) -> np.ndarray:
-    """int32 `[m, b]`: the rows of `count` images in equal batches of at most `most`.
-
-    Fewer than m times the number of devices are left out.
-    """
-    devices = mesh.mesh.devices.size
-    number = math.ceil(count / most)
-    size = count // number // devices * devices
-    if not size:
-        raise UserError(
-            f"domain.bn=adabn: the target has {count} training images, fewer than the {devices} "
-            "devices; lower train.devices"
-        )
-    order = np.random.default_rng(seed).permutation(count)
-    return order[: number * size].reshape(number, size).astype(np.int32)
 
 
 def judged_training(config: dict, fitted: Fitted, training: Training, domains: Domains) -> Training:
@@ -252,13 +250,19 @@ def reading(config: dict, domains: Domains) -> list[str]:
     if has_own_statistics(config):
         lines.append(
             "Batch statistics: the source's images were predicted with those of the source; the "
-            "target's test and the saved weights have those of the target."
+            f"target's test and the saved weights have those of the target{_except(config)}."
         )
     return lines
+
+
+def _except(config: dict) -> str:
+    """What stands after `those of the target` where not every stage has some."""
+    kept = kept_statistics(config)
+    return f", except in {', '.join(kept)}, where those of before the training stay" if kept else ""
 
 
 def reading_of_evaluation(config: dict) -> list[str]:
     """What a reader has to know where a run's network is used on other images."""
     if not has_own_statistics(config):
         return []
-    return ["Batch statistics: those of the target that the run was adapted to."]
+    return [f"Batch statistics: those of the target that the run was adapted to{_except(config)}."]

@@ -1,5 +1,8 @@
 """What the section `domain` of a config asks for, checked as far as it can be without data."""
 
+import functools
+from collections.abc import Set
+
 from experiments import study
 from experiments.settings import default_section
 from medtl_jax.domain.methods import ADVERSARIAL, READERS, check_method, parse_method
@@ -9,7 +12,9 @@ from medtl_jax.errors import UserError
 from medtl_jax.models.registry import create_model, variable_shapes
 from medtl_jax.objectives.task import Task
 from medtl_jax.training.selection import task_validator
-from medtl_jax.transfer.groups import DISCRIMINATOR
+from medtl_jax.training.step import LOGITS
+from medtl_jax.transfer.groups import DISCRIMINATOR, FROZEN, assign_stages
+from medtl_jax.transfer.norm_policy import frozen_norms, moving_statistics
 
 AUTO, SOURCE, OWN, ADABN = "auto", "source", "own", "adabn"
 STATISTICS = (AUTO, SOURCE, OWN, ADABN)
@@ -24,20 +29,52 @@ def wanted(config: dict) -> bool:
 def resolve_domain(config: dict) -> dict:
     """`config` with the `domain.bn` that `auto` stands for.
 
-    Target images that train get statistics of their own where the network has batch norms.
+    Target images that train get statistics of their own where a batch norm moves its statistics.
+    Needs the groups of the stages as they take effect.
     """
     domain = config["domain"]
     if not wanted(config) or domain["bn"] != AUTO:
         return config
-    own = domain["method"] != "none" and _norm_shapes(config)
+    own = domain["method"] != "none" and _moves(config)
     return {**config, "domain": {**domain, "bn": OWN if own else SOURCE}}
 
 
-def _norm_shapes(config: dict) -> dict:
-    """The shapes of the batch statistics of the network of `config`; empty without batch norms."""
+def _table(config: dict) -> dict[str, str]:
+    """stage -> group, as `options.group_table`."""
+    stages = (*study.architecture(config).stages, *study.new_parts(config))
+    return assign_stages(stages, config["transfer"]["groups"])
+
+
+def _moves(config: dict) -> bool:
+    """Whether any batch norm moves its statistics in training."""
+    moving = moving_statistics(_table(config), config["transfer"]["bn"])
+    return not _normed(config).isdisjoint(moving)
+
+
+def kept_statistics(config: dict) -> tuple[str, ...]:
+    """The stages in which statistics of each domain's own stay those that both began with.
+
+    With `domain.bn=own` these are frozen, or their `transfer.bn` uses the stored statistics;
+    `adabn` works out those of every stage.
+    """
+    if not wanted(config) or config["domain"]["bn"] != OWN:
+        return ()
+    table, normed = _table(config), _normed(config)
+    moving = moving_statistics(table, config["transfer"]["bn"])
+    return tuple(stage for stage in table if stage in normed and stage not in moving)
+
+
+def _normed(config: dict) -> Set[str]:
+    """The stages of the network of `config` that have batch norms."""
     study.check_image_size(config)
-    network, _ = create_model(config["model"]["name"], 1, decoder=study.decoder_widths(config))
-    return variable_shapes(network, config["model"]["image_size"])["batch_stats"]
+    model = config["model"]
+    return _normed_stages(model["name"], study.decoder_widths(config), model["image_size"])
+
+
+@functools.cache
+def _normed_stages(name: str, decoder: tuple[int, ...], image_size: int) -> Set[str]:
+    network, _ = create_model(name, 1, decoder=decoder)
+    return frozenset(variable_shapes(network, image_size)["batch_stats"])
 
 
 def check_domain(config: dict) -> None:
@@ -66,7 +103,54 @@ def check_domain(config: dict) -> None:
         check_method(domain["method"], config["task"], domain["reads"])
         find_validator(domain["select"], source_validator("loss", False), config["task"])
     if has_own_statistics(config):
-        norm_stages({"batch_stats": _norm_shapes(config)}, f"domain.bn={domain['bn']}")
+        norm_stages({"batch_stats": _normed(config)}, f"domain.bn={domain['bn']}")
+        _check_statistics(config)
+
+
+def _check_statistics(config: dict) -> None:
+    """UserError for values of the target's own that nothing would ever change."""
+    domain, bn = config["domain"], config["transfer"]["bn"]
+    if domain["bn"] == OWN and not _moves(config):
+        raise UserError(
+            f"domain.bn=own has no effect: with transfer.bn.low={bn['low']}, transfer.bn.high="
+            f"{bn['high']} and these transfer.groups no batch norm moves its statistics; let "
+            "stages that have some learn with the policy train, or set domain.bn to source or adabn"
+        )
+    if not domain["affine"]:
+        return
+    if domain["bn"] == ADABN:
+        raise UserError(
+            "domain.affine=True does not go with domain.bn=adabn, which works out statistics "
+            "alone: set domain.bn=own and a domain.method, or leave domain.affine out"
+        )
+    unreached = _unreached(config)
+    if unreached:
+        raise UserError(
+            "domain.affine=True: no loss on the target's images would train its scale and bias in "
+            f"{', '.join(unreached)}: set a domain.method that reads what comes after, with "
+            "domain.strength above 0, or leave domain.affine out"
+        )
+
+
+def _unreached(config: dict) -> tuple[str, ...]:
+    """The stages whose norms' scale and bias train, but by no gradient of `domain.method`."""
+    domain, stages = config["domain"], study.architecture(config).stages
+    names = {name for _, name in parse_method(domain["method"])}
+    if not names or not domain["strength"]:
+        reached = ()
+    elif names - set(READERS) or domain["reads"] == LOGITS:
+        return ()
+    elif domain["reads"] in stages:
+        reached = stages[: stages.index(domain["reads"]) + 1]
+    else:
+        reached = stages
+    table, normed = _table(config), _normed(config)
+    fixed = (*reached, *frozen_norms(table, config["transfer"]["bn"]))
+    return tuple(
+        stage
+        for stage, group in table.items()
+        if group != FROZEN and stage in normed and stage not in fixed
+    )
 
 
 def _check_no_target(domain: dict) -> None:
@@ -90,7 +174,7 @@ def unused_by_domain(config: dict) -> list[str]:
     needed = {
         "strength": (names, "a domain.method"),
         "gamma": (names, "a domain.method"),
-        "affine": (has_own_statistics(config), "domain.bn=own or adabn"),
+        "affine": (domain["bn"] == OWN, "domain.bn=own"),
         "reads": (names & set(READERS), f"one of {', '.join(READERS)} in domain.method"),
         "width": (names & set(ADVERSARIAL), f"one of {', '.join(ADVERSARIAL)} in domain.method"),
         "select": (wanted(config), "a target"),

@@ -6,12 +6,16 @@
 `config.data` names the images and `config.eval.splits` the splits; the model, and what it was
 made with, come from the run folder. So does what divides the run's own data into train, val and
 test: an image that it was trained on is never scored as one of another split.
+
+A run that was adapted to a target may have batch statistics of both domains. Its own data, the
+source, meet those of the source, all other images those of the target.
 """
 
 import functools
 from collections.abc import Set
 
 from experiments import adaptation, reporting, study, trained
+from experiments.domain_settings import has_own_statistics
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.catalog import SPLITS
@@ -40,7 +44,8 @@ def run(request: Request) -> None:
     splits = _splits(config)
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
-    model = trained.open_run(trained.run_folder(config))
+    of_source = trained.is_of_source(config)
+    model = trained.open_run(trained.run_folder(config), of_source=of_source)
     calibration = trained.read_calibration(trained.run_folder(config), model.fitted.task)
     task = model.fitted.task
     dataset = study.read_data(
@@ -57,11 +62,10 @@ def run(request: Request) -> None:
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
         notes = [f"Checkpoint of epoch {model.epoch} of {config['eval']['run']}."]
-        notes += adaptation.reading_of_evaluation(config)
+        notes += _statistics(config, of_source)
         # Another set's `val` is as good as any other split for what the run fitted on its own.
-        own = trained.is_own_data(config)
-        fitted_on = FITTED_ON if own else ""
-        if not own:
+        fitted_on = FITTED_ON if of_source else ""
+        if not trained.is_own_data(config):
             notes.append(
                 "Not the run's own data: that none of these images was trained on is not checked."
             )
@@ -69,6 +73,13 @@ def run(request: Request) -> None:
         reporting.finish(
             request, environment, fitted, predictions, calibration, [], notes, fitted_on
         )
+
+
+def _statistics(config: dict, of_source: bool) -> list[str]:
+    """Which batch statistics the images met, where the run has those of two domains."""
+    if of_source and has_own_statistics(config):
+        return ["Batch statistics: those of the source, as these images are of its set."]
+    return adaptation.reading_of_evaluation(config)
 
 
 def _splits(config: dict) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
     there is nothing to keep or to move slowly, and every stage is in the group `high`. A csv with
     masks is a segmentation. `augment.preset` sets the strengths that were not given.
     """
-    config = domain_settings.resolve_domain(resolve_augmentation(config, given))
+    config = resolve_augmentation(config, given)
     masks = config["data"]["name"] == "csv" and config["data"]["csv_mask_column"]
     config = {**config, "task": config["task"] or ("segment" if masks else "")}
     model, groups = config["model"], config["transfer"]["groups"]
@@ -59,7 +59,8 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
     if transfer["phases"] == AUTO_PHASES:
         table = assign_stages((*spec.stages, *study.new_parts(config)), groups)
         transfer["phases"] = default_phases(spec.stages, study.new_parts(config), table)
-    return {**config, "model": {**model, **rates}, "transfer": transfer}
+    config = {**config, "model": {**model, **rates}, "transfer": transfer}
+    return domain_settings.resolve_domain(config)
 
 
 def run(request: Request) -> None:

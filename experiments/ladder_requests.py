@@ -8,13 +8,12 @@ from experiments.cells import Cell
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.console import Advance, Console
-from medtl_jax.data.catalog import Dataset
 from medtl_jax.errors import UserError
 from medtl_jax.files import is_text
 
 NOTES = "notes.json"
 # What was read of each set of images so far, by `Cell.place`.
-Memos = dict[str, dict[str, Dataset]]
+Memos = dict[str, dict]
 _MARK = "note: "
 
 

@@ -7,8 +7,40 @@ from collections.abc import Callable
 import numpy as np
 
 from medtl_jax.data.catalog import Dataset
+from medtl_jax.data.domains import Seen
 from medtl_jax.data.strata import CLASS_TASKS
 from medtl_jax.data.subset import TrainPlan, reduce_train
+
+# Keys of a section `data` that only say which training images are drawn.
+_DRAWS = ("per_class", "train_fraction", "seed_draw")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """The target of an adaptation, and the images of both domains that were compared so far."""
+
+    dataset: Dataset
+    seen: Seen = dataclasses.field(default_factory=dict)
+
+
+def kept_target(made_of: dict, memo: dict, read: Callable[[], Dataset]) -> tuple[Dataset, Seen]:
+    """What `read` gives, from `memo` where it is there, and what `check_domains` may keep for it.
+
+    Args:
+      made_of: what decides what is read, JSON-ready: the keys of a section `data`, whose draws
+        take nothing from a target, and whatever else there is.
+      memo: as of `remembered`, beside whose sets it is kept. It is changed here.
+      read: decodes the set.
+    """
+    key = json.dumps({name: value for name, value in made_of.items() if name not in _DRAWS})
+    if key not in memo:
+        memo[key] = _Target(read())
+    return memo[key].dataset, memo[key].seen
+
+
+def _sets(memo: dict) -> dict[str, Dataset]:
+    """What `remembered` has put into a memo."""
+    return {key: found for key, found in memo.items() if isinstance(found, Dataset)}
 
 
 def remembered(data: dict, memo: dict[str, Dataset], read: Callable[[dict], Dataset]) -> Dataset:
@@ -31,7 +63,7 @@ def remembered(data: dict, memo: dict[str, Dataset], read: Callable[[dict], Data
     if whole.spec.task in CLASS_TASKS or name == "phantom" or name.startswith("medmnist/"):
         plan = TrainPlan(train_fraction=fraction, seed_draw=data["seed_draw"])
         return reduce_train(whole, plan)
-    for key in list(memo):
+    for key in _sets(memo):
         if json.loads(key)["train_fraction"] not in (1, fraction):
             del memo[key]
     return _kept(data, memo, read)
@@ -46,7 +78,7 @@ def _kept(data: dict, memo: dict[str, Dataset], read: Callable[[dict], Dataset])
             name: next(
                 (
                     other.splits[name]
-                    for other in memo.values()
+                    for other in _sets(memo).values()
                     if np.array_equal(other.splits[name].ids, split.ids)
                 ),
                 split,

@@ -74,8 +74,8 @@ class Request:
     Attributes:
       brief: whether figures and report are left out, as in one run of many.
       effort: what features and probes have taken, whoever computed them.
-      memo: what was read of one data set so far, for the runs of one process that share it; None
-        keeps nothing.
+      memo: what was read of one data set, and of a target, so far, for the runs of one process that
+        share it; None keeps nothing.
     """
 
     config: dict
@@ -84,7 +84,7 @@ class Request:
     console: Console
     brief: bool = False
     effort: Effort = dataclasses.field(default_factory=Effort)
-    memo: dict[str, Dataset] | None = None
+    memo: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def read_data(
     config: dict,
     console: Console,
     channels: int | None = None,
-    memo: dict[str, Dataset] | None = None,
+    memo: dict | None = None,
     **choice,
 ) -> Dataset:
     """The data set of `config.data` at `config.model.image_size`.

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import settings, study
 from experiments.adaptation import for_source, for_target, with_domains
-from experiments.domain_settings import run_validator
+from experiments.domain_settings import run_validator, target_data, wanted
 from experiments.ladder_folder import check_no_ladder
 from experiments.study import Fitted
 from medtl_jax import runs
@@ -150,6 +150,21 @@ def is_own_data(config: dict) -> bool:
     return same_source(config["data"], earlier["data"], read_card(folder).source)
 
 
+def is_of_source(config: dict) -> bool:
+    """Whether `config.data` names the set that the run `config.eval.run` learned from with labels.
+
+    Phantoms are one set, but the scanner that the run was adapted to is its target.
+    """
+    if not is_own_data(config):
+        return False
+    earlier = _run_config(run_folder(config))
+    if config["data"]["name"] != "phantom" or not wanted(earlier):
+        return True
+    target = target_data(earlier)
+    scanner = config["data"]["phantom"]["domain"]
+    return target["name"] != "phantom" or scanner != target["phantom"]["domain"]
+
+
 def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:
     """The beginnings of the keys that decide which images of a set are in `splits`."""
     if {"train", "val"} & set(splits):
@@ -165,7 +180,7 @@ def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:
 
 
 def _run_config(folder: pathlib.Path) -> dict:
-    config = runs.read_json(folder / runs.CONFIG)
+    config = settings.with_added_keys(runs.read_json(folder / runs.CONFIG))
     check_no_ladder(folder, config)
     settings.check_config(config, str(folder / runs.CONFIG))
     settings.check_ranges(config)
@@ -255,7 +270,7 @@ def open_run(folder: pathlib.Path, *, of_source: bool = False) -> TrainedModel:
     Of a run that has adapted it is the network for the target or, `of_source`, that with the batch
     statistics of the source.
     """
-    config = runs.read_json(folder / runs.CONFIG)
+    config = settings.with_added_keys(runs.read_json(folder / runs.CONFIG))
     if config["experiment"] == "extract" and config["probe"]["kind"] == "knn":
         raise UserError(
             f"{folder}: a k-NN run has no network to evaluate or to predict with; name a run with "

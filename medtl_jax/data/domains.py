@@ -21,6 +21,12 @@ from medtl_jax.errors import UserError
 _BLOCK = 64
 # From so many times on the sizes of the domains are worth a note.
 _UNEQUAL = 10
+# Up to this share of its test images may be among the target's training images: published sets
+# have a few images twice.
+_TWICE = 0.01
+
+# The digest of an image, None of one value throughout, by domain and channels and then by its id.
+Seen = dict[tuple[str, int], dict[str, bytes | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,7 @@ def target_indices(
     return training_indices(int(own[0]), first_step, steps, examples, batch_size)
 
 
-def check_domains(source: Dataset, target: Dataset) -> Domains:
+def check_domains(source: Dataset, target: Dataset, seen: Seen | None = None) -> Domains:
     """Returns both sets with the same classes in the same order and the same number of channels.
 
     The target's labels are mapped where its classes stand in another order. Grey images beside
@@ -87,11 +93,14 @@ def check_domains(source: Dataset, target: Dataset) -> Domains:
       source: with labels; its splits `train` and, where there is one, `val` are compared.
       target: `train` and, where its labels are to score a network, `test`; any of them may have
         no labels (see `has_labels`).
+      seen: the images that earlier calls have looked at, for calls with draws from the same two
+        sets: only others are decoded. It is changed here; None keeps nothing.
 
     Raises:
       UserError: another task; classes of other names, or ranks in another order; a target without
-        training images; a target that is the source; images that the source trains or chooses on
-        among the target's test images.
+        training images; a target that has all training images of the source among its own; more
+        than a few of the target's test images among its training images, or one among the images
+        that the source trains or chooses on.
       ValueError: the sets were read at different sizes.
     """
     if source.spec.task != target.spec.task:
@@ -106,7 +115,7 @@ def check_domains(source: Dataset, target: Dataset) -> Domains:
         raise ValueError(f"source and target were read at different sizes: {sizes}")
     target, mapped = _mapped(source.spec, target)
     source, target, widened = _same_channels(source, target)
-    shared = _check_images_differ(source, target)
+    shared = _check_images_differ(source, target, {} if seen is None else seen)
     notes = mapped + widened + shared + _size_note(source, target)
     return Domains(source, target, notes)
 
@@ -200,44 +209,74 @@ def _same_channels(source: Dataset, target: Dataset) -> tuple[Dataset, Dataset, 
     return both["source"], both["target"], tuple(notes)
 
 
-def _check_images_differ(source: Dataset, target: Dataset) -> tuple[str, ...]:
-    """A note where both domains train on some of the same images.
+def _check_images_differ(source: Dataset, target: Dataset, seen: Seen) -> tuple[str, ...]:
+    """Notes where images are in both domains, or in both splits of the target.
 
     Raises:
       UserError: as `check_domains`.
     """
-    train, goal = _digests(source.splits["train"]), _digests(target.splits["train"])
-    if train and train.keys() == goal.keys():
+    train, val = (_digests(source, name, "source", seen) for name in ("train", "val"))
+    goal, tested = (_digests(target, name, "target", seen) for name in ("train", "test"))
+    # Of one set the source may be less than the target: drawn, or without the images of its `val`.
+    if train and train.keys() <= goal.keys():
         raise UserError(
-            f"the target {target.spec.name} has the same training images as the source "
-            f"{source.spec.name}: name another set as the target"
+            f"all training images of the source {source.spec.name} are among those of the target "
+            f"{target.spec.name}: name another set as the target"
         )
-    if "test" in target.splits:
-        tested = _digests(target.splits["test"])
-        for name in ("train", "val"):
-            seen = train if name == "train" else _digests_of(source, name)
-            if both := sorted(seen.keys() & tested.keys()):
-                raise UserError(
-                    f"{len(both)} test images of the target {target.spec.name} are in the split "
-                    f"{name} of the source {source.spec.name}, the first is {tested[both[0]]} "
-                    f"({seen[both[0]]} there): remove them from one of the sets"
-                )
-    common = len(train.keys() & goal.keys())
-    return (f"{common} images are in the training images of both domains",) if common else ()
+    for name, learned in (("train", train), ("val", val)):
+        if both := sorted(learned.keys() & tested.keys()):
+            raise UserError(
+                f"{len(both)} test images of the target {target.spec.name} are in the split "
+                f"{name} of the source {source.spec.name}, the first is {tested[both[0]]} "
+                f"({learned[both[0]]} there): remove them from one of the sets"
+            )
+    twice = _check_tested_alone(target, goal, tested)
+    common, chosen = (len(found.keys() & goal.keys()) for found in (train, val))
+    notes = [f"{common} images are in the training images of both domains"] if common else []
+    if chosen:
+        notes.append(
+            f"{chosen} validation images of the source are in the training images of the target"
+        )
+    return (*notes, *twice)
 
 
-def _digests_of(dataset: Dataset, name: str) -> dict[bytes, str]:
-    return _digests(dataset.splits[name]) if name in dataset.splits else {}
+def _check_tested_alone(
+    target: Dataset, goal: Mapping[bytes, str], tested: Mapping[bytes, str]
+) -> tuple[str, ...]:
+    """A note on the few test images that the target also trains on; UserError for more."""
+    both = sorted(goal.keys() & tested.keys())
+    if not both:
+        return ()
+    what = (
+        f"{len(both)} of {len(target.splits['test'])} test images of the target "
+        f"{target.spec.name} are in its training images, the first is {tested[both[0]]} "
+        f"({goal[both[0]]} there)"
+    )
+    if len(both) > _TWICE * len(target.splits["test"]):
+        raise UserError(f"{what}: remove them from one of its splits")
+    return (what,)
 
 
-def _digests(split: Split) -> dict[bytes, str]:
-    """The id of an image by the digest of its pixels, without images of one value throughout."""
+def _digests(dataset: Dataset, name: str, whose: str, seen: Seen) -> dict[bytes, str]:
+    """The id of an image by the digest of its pixels, without images of one value throughout.
+
+    Empty for a split that is not there. Images that are not `seen` yet are added to it.
+    """
+    if name not in dataset.splits:
+        return {}
+    split = dataset.splits[name]
+    ids, known = split.ids.tolist(), seen.setdefault((whose, split.images.shape[-1]), {})
+    new = [row for row, one in enumerate(ids) if one not in known]
+    for start in range(0, len(new), _BLOCK):
+        rows = new[start : start + _BLOCK]
+        for row, pixels in zip(rows, np.ascontiguousarray(split.images[rows]), strict=True):
+            tells = (pixels != pixels.flat[0]).any()
+            digest = hashlib.blake2b(pixels, digest_size=16).digest() if tells else None
+            known[ids[row]] = digest
     found: dict[bytes, str] = {}
-    for start in range(0, len(split), _BLOCK):
-        block = np.ascontiguousarray(split.images[start : start + _BLOCK])
-        for pixels, name in zip(block, split.ids[start : start + _BLOCK], strict=True):
-            if (pixels != pixels.flat[0]).any():
-                found.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), str(name))
+    for one in ids:
+        if known[one] is not None:
+            found.setdefault(known[one], one)
     return found
 
 

@@ -55,6 +55,10 @@ class Method:
       oracle: of each seed the best value of `Adaptation.oracle` that any of its epochs has on the
         target, which takes target labels to find; None where unknown.
       bound: `ADAPTED`, `SOURCE_ONLY` or `SUPERVISED`.
+      statistics: which batch statistics the target's images meet, as `config.domain.bn`: `source`,
+        `own` or `adabn`; `""` of the target-supervised bound.
+      beyond: the differences to `Adaptation.statistics_alone`, of a method with a loss beside the
+        same statistics; empty of the others.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Method:
     against: Mapping[str, Judged]
     oracle: tuple[float | None, ...] = ()
     bound: str = ADAPTED
+    statistics: str = ""
+    beyond: Mapping[str, Judged] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Adaptation:
       images, patients: of the target's test split, 0 images where it has no labels; patients None
         where they are not known.
       notes: what the runs and the data warned of.
+      statistics_alone: the method that `Method.beyond` is measured from, `""` for none.
 
     Raises:
       ValueError: not one source-only; a validator that is not one of `validators`.
@@ -105,6 +112,7 @@ class Adaptation:
     images: int
     patients: int | None
     notes: tuple[str, ...] = ()
+    statistics_alone: str = ""
 
     def __post_init__(self):
         if [method.bound for method in self.methods].count(SOURCE_ONLY) != 1:
@@ -190,18 +198,23 @@ def adaptation_table(found: Adaptation) -> str:
 
 
 def picks(found: Adaptation) -> list[str]:
-    """Returns what each validator picks and what that does on the target's test, a line each."""
+    """Returns what each validator picks, and of the one in use the target's test, a line each.
+
+    What another one picks has no score here: it would have chosen other epochs too.
+    """
     lines = []
     for name, method in found.picks.items():
         use = " (in use)" if name == found.validator else ""
         if not method:
             lines.append(f"{name}{use}: no method has a value for every seed")
-            continue
-        lines.append(f"{name}{use} picks {method}{_scores(found, method)}")
+        elif use:
+            lines.append(f"{name}{use} picks {method}{_scores(found, method)}")
+        else:
+            lines.append(f"{name} would pick {method} at the epochs chosen by {found.validator}")
     # What chooses comes first.
     lines.sort(key=lambda line: not line.startswith(f"{found.validator} (in use)"))
     if found.best:
-        lines.append(f"oracle ({ORACLE}) would pick {found.best}{_scores(found, found.best)}")
+        lines.append(f"oracle ({ORACLE}) would pick {found.best} at its own best epochs")
     return lines
 
 
@@ -225,6 +238,7 @@ def reading(found: Adaptation) -> list[str]:
         "validator measures has a good value of it whether or not its classes are right.",
         f"Oracle ({ORACLE}): the best {label_of(found.oracle)} of any epoch on the target, the "
         "mean over the seeds.",
+        *_reading_of_statistics(found),
     ]
     if not found.images:
         return [*lines, "The target's test split has no labels: there are no target scores."]
@@ -242,6 +256,23 @@ def reading(found: Adaptation) -> list[str]:
     ]
 
 
+def _reading_of_statistics(found: Adaptation) -> list[str]:
+    """Which statistics the target's images meet in batch norms, where they are not all the same."""
+    rows: dict[str, list[str]] = {}
+    for method in found.candidates:
+        rows.setdefault(method.statistics, []).append(method.name)
+    if len(rows) < 2:
+        return []
+    parts = [f"{kind} in {', '.join(names)}" for kind, names in rows.items()]
+    line = f"Batch statistics that the target meets (domain.bn): {'; '.join(parts)}."
+    if not found.images:
+        return [line]
+    line += f" A verdict against {found.reference} is on these and on losses together"
+    if found.statistics_alone:
+        line += f", one against {found.statistics_alone}, with Holm's correction anew, on losses"
+    return [f"{line}."]
+
+
 def _better(criterion: Criterion) -> str:
     return "higher is better" if criterion.more_is_better else "lower is better"
 
@@ -256,7 +287,9 @@ def _name(found: Adaptation, method: Method) -> str:
 def _table_of(found: Adaptation, metric: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of one metric on the target's test split, all of them text."""
     head = ["method", f"target {label_of(metric)} (95 % CI)", "verdict"]
-    head += [f"minus {found.reference} (95 % CI)", "sd", found.validator]
+    head += [f"minus {found.reference} (95 % CI)"]
+    head += [f"verdict against {found.statistics_alone}"] * bool(found.statistics_alone)
+    head += ["sd", found.validator]
     # A metric that is no primary one stands by the first of them.
     oracle = metric == (found.oracle if found.oracle in found.metrics else found.metrics[0])
     head += [f"oracle {label_of(found.oracle)}: {ORACLE}"] * oracle
@@ -265,6 +298,8 @@ def _table_of(found: Adaptation, metric: str) -> tuple[list[str], list[list[str]
         value, judged = method.test[metric], method.against.get(metric)
         row = [_name(found, method), with_interval(entry_of(value))]
         row += [judged.verdict, with_interval(entry_of(judged.estimate))] if judged else ["", ""]
+        if found.statistics_alone:
+            row.append(method.beyond[metric].verdict if metric in method.beyond else "")
         row += ["" if math.isnan(value.spread) else f"{value.spread:.4f}"]
         row += [_mean(method.values.get(found.validator, ()))]
         rows.append(row + [_mean(method.oracle)] * oracle)

@@ -168,7 +168,7 @@ def test_grey_beside_colour_is_repeated_in_three_channels(grey_target, stream):
 
 def test_the_source_itself_is_no_target():
     source = dataset(1)
-    assert "same training images" in refusal(source, source)
+    assert "all training images of the source own are among" in refusal(source, source)
     # Another name, other ids and another order do not hide it, nor do other test images.
     train = source.splits["train"]
     order = np.array([3, 1, 0, 2, 5, 4])
@@ -176,7 +176,85 @@ def test_the_source_itself_is_no_target():
     moved = dataclasses.replace(moved, images=train.images[order], target=train.target[order])
     target = with_split(dataset(2, "copy"), "train", moved)
     message = refusal(source, target)
-    assert "the target copy has the same training images as the source own" in message
+    assert "all training images of the source own are among those of the target copy" in message
+
+
+@pytest.mark.parametrize(
+    "draw", [{}, {"per_class": 8}, {"train_fraction": 0.5}], ids=["no val", "per class", "share"]
+)
+def test_the_source_itself_is_no_target_where_less_of_it_trains(tmp_path, draw):
+    made = {name: a for name, a in arrays((4, 4), count=20).items() if not name.startswith("val")}
+    config = npz_set(tmp_path, made)
+    source = load_dataset(config | draw, 4)
+    target = read_target(config, source.spec, 4)
+    assert len(source.splits["train"]) < len(target.splits["train"]) == 20
+    assert "are among those of the target" in refusal(source, target)
+
+
+def test_a_tenth_of_the_test_images_may_not_train():
+    source, target = dataset(1), dataset(2, "other", (6, 3, 10))
+    part = target.splits["train"]
+    images = part.images.copy()
+    images[4] = target.splits["test"].images[7]
+    target = with_split(target, "train", dataclasses.replace(part, images=images))
+    message = refusal(source, target)
+    assert "1 of 10 test images of the target other are in its training images" in message
+    assert "the first is other/test/7 (other/train/4 there): remove them from one" in message
+
+
+def test_the_few_images_that_are_twice_in_a_published_set_are_noted():
+    source, target = dataset(1), dataset(2, "other", (6, 3, 100))
+    part = target.splits["test"]
+    images = part.images.copy()
+    images[7] = target.splits["train"].images[4]
+    once = with_split(target, "test", dataclasses.replace(part, images=images))
+    assert check_domains(source, once).notes == (
+        "1 of 100 test images of the target other are in its training images, the first is "
+        "other/test/7 (other/train/4 there)",
+    )
+    images = images.copy()
+    images[8] = target.splits["train"].images[5]
+    again = with_split(target, "test", dataclasses.replace(part, images=images))
+    assert "2 of 100 test images" in refusal(source, again)
+
+
+def test_validation_images_of_the_source_that_the_target_trains_on_are_noted():
+    source, target = dataset(1), dataset(2, "other")
+    part = target.splits["train"]
+    images = part.images.copy()
+    images[0] = source.splits["val"].images[2]
+    found = check_domains(
+        source, with_split(target, "train", dataclasses.replace(part, images=images))
+    )
+    assert found.notes == (
+        "1 validation images of the source are in the training images of the target",
+    )
+
+
+def test_images_are_looked_at_once():
+    source, target = dataset(1), dataset(2, "other", (6, 3, 10))
+    read: list[int] = []
+    part, test = source.splits["train"], target.splits["test"]
+    leaked = test.images.copy()
+    leaked[3] = part.images[5]
+    target = with_split(target, "test", dataclasses.replace(test, images=streamed(leaked, read)))
+
+    def drawn(rows):
+        chosen = np.array(rows)
+        images = streamed(part.images[chosen], read)
+        return with_split(source, "train", Split(images, part.target[chosen], part.ids[chosen]))
+
+    seen = {}
+    check_domains(drawn([0, 1, 2]), target, seen)
+    assert len(read) == 10 + 3
+    check_domains(drawn([0, 2, 3]), target, seen)
+    assert len(read) == 10 + 4
+    # What is known of an image is enough to refuse it.
+    with pytest.raises(UserError, match="1 test images of the target other are in the split train"):
+        check_domains(drawn([5]), target, seen)
+    assert len(read) == 10 + 5
+    check_domains(drawn([0]), target)
+    assert len(read) == 2 * 10 + 6
 
 
 @pytest.mark.parametrize("name", ["train", "val"])

@@ -6,6 +6,7 @@ The runs inside are stand-ins that write what a run leaves behind; the slow test
 import json
 import pathlib
 import shlex
+import types
 
 import digit_runs
 import numpy as np
@@ -21,8 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDY = f"--config={ROOT / 'configs' / 'default.py'}"
 # How well the stand-in of each method does on the target, and what validators say of it.
 SKILL = {"source": 0.3, "adabn": 2.0, "dann": 1.0, "dann@0.3": 0.8, "supervised": 3.0}
-INFOMAX = {"source": 0.2, "adabn": 0.4, "dann": 0.9, "dann@0.3": 0.5}
+INFOMAX = {"source": 0.2, "adabn": 0.4, "dann": 0.9, "dann@0.3": 0.5, "dsbn": 0.3, "mmd": 0.6}
 VAL_LOSS = {"source": 0.1, "adabn": 0.1, "dann": 0.3, "dann@0.3": 0.2, "supervised": 0.4}
+SKILL |= {"dsbn": 2.0, "mmd": 2.1}
+VAL_LOSS |= {"dsbn": 0.2, "mmd": 0.2}
 
 
 def command(folder, **settings) -> list[str]:
@@ -91,7 +94,7 @@ def trained(launch, pair, monkeypatch):
         environment = study.describe(request, dataset, task, card)
         method, tested = folder.name.rpartition("-")[0], {"test": dataset.splits["test"]}
         if domain_settings.wanted(config):
-            domains = adaptation.find_domains(config, dataset, request.console)
+            domains = adaptation.find_domains(config, dataset, request.console, request.memo)
             environment["target"] = adaptation.target_card(domains)
             scored = "test" in domains.scored
             tested = {"test": domains.target.splits["test"]} if scored else {}
@@ -215,6 +218,89 @@ def test_a_whole_table(launch, trained, no_figures, tmp_path, capsys):
     assert "infomax (in use) picks dann" in table and len(list(trained)) == 8
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "infomax (in use) picks dann" in page and "--config.domain.method=dann" in page
+
+
+def test_the_report_has_a_sheet_of_what_is_done_to_the_source(
+    launch, trained, tmp_path, monkeypatch
+):
+    from experiments import adapt
+
+    few = types.SimpleNamespace(source=(), target=())
+    monkeypatch.setattr(adapt, "features_of", lambda *content: ({"source": few}, ()))
+    keys = {"adapt.methods": "source", "adapt.seeds": 1, "adapt.supervised": False}
+    folder = tmp_path / "table"
+    assert launch.run_command(command(folder, **keys, **{"augment.rotate": 5.0})) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "As in the run source-0. Transforms: flip_horizontal 0.5, shift 0.1, rotate 5, " in page
+    assert (folder / "figures" / "augmentation.png").is_file()
+
+
+def test_losses_beside_own_statistics_are_held_against_these(launch, trained, no_figures, tmp_path):
+    folder = tmp_path / "table"
+    given = {"adapt.methods": "source,adabn,dsbn,dann,mmd", "adapt.supervised": False}
+    assert launch.run_command(command(folder, **given)) == 0
+    result = read(folder, "adaptation.json")
+    names = ["source", "adabn", "dsbn", "dann", "mmd"]
+    kinds = [method["statistics"] for method in result["methods"]]
+    assert kinds == ["source", "adabn", "own", "own", "own"]
+    assert result["statistics_alone"] == "dsbn"
+    runs_of = (predicted(folder, f"{name}-{seed}") for name in names for seed in (0, 1))
+    drawn = list(sample_runs(runs_of, resamples=20))
+    samples = {name: drawn[2 * k : 2 * k + 2] for k, name in enumerate(names)}
+    found = {method["name"]: method["beyond"] for method in result["methods"]}
+    assert not found["source"] and not found["adabn"] and not found["dsbn"]
+    # Holm over two methods and two metrics: the least p is that of one test times four.
+    least = {}
+    for name in ("dann", "mmd"):
+        for metric in ("auc", "accuracy"):
+            wanted, one = difference(samples[name], samples["dsbn"], metric), found[name][metric]
+            assert one["estimate"]["value"] == pytest.approx(wanted.value)
+            least[wanted.p] = one["adjusted"]
+    assert least[min(least)] == pytest.approx(min(1, 4 * min(least)))
+    # By the source DANN is better, beside the statistics that it has too it is worse.
+    dann = result["methods"][3]
+    assert dann["against"]["accuracy"]["verdict"] == "better"
+    assert dann["beyond"]["accuracy"]["verdict"] == "worse"
+    words = (folder / "adaptation.md").read_text(encoding="utf-8")
+    assert "source in source; adabn in adabn; own in dsbn, dann, mmd. A verdict" in words
+    assert "verdict against dsbn" in words and result["picked"] == "dann"
+
+
+@pytest.mark.parametrize(
+    ("methods", "more"),
+    [("source,dann", {}), ("source,dsbn", {}), ("source,dsbn,dann", {"domain.bn": "adabn"})],
+)
+def test_without_a_loss_beside_own_statistics_there_is_no_second_verdict(
+    launch, trained, no_figures, tmp_path, methods, more
+):
+    folder = tmp_path / "table"
+    given = {"adapt.methods": methods, "adapt.supervised": False, "adapt.seeds": 1, **more}
+    assert launch.run_command(command(folder, **given)) == 0
+    result = read(folder, "adaptation.json")
+    assert result["statistics_alone"] == ""
+    assert not any(method["beyond"] for method in result["methods"])
+
+
+def test_the_target_of_a_table_is_read_once(launch, trained, no_figures, tmp_path, monkeypatch):
+    from experiments import adaptation
+    from medtl_jax.data import domains
+
+    read_sets, hashed = [], []
+    read_target, blake2b = adaptation.read_target, domains.hashlib.blake2b
+    monkeypatch.setattr(
+        adaptation, "read_target", lambda *a, **k: read_sets.append(a[0]) or read_target(*a, **k)
+    )
+    monkeypatch.setattr(
+        domains.hashlib, "blake2b", lambda *a, **k: hashed.append(1) or blake2b(*a, **k)
+    )
+    given = {"data.train_fraction": 0.5, "adapt.methods": "source,dann", "adapt.supervised": False}
+    assert launch.run_command(command(tmp_path / "table", **given)) == 0
+    assert len(list(trained)) == 4 and len(read_sets) == 1
+    # At most all 68 of the source and 100 of the target, however many runs there are.
+    assert 100 < len(hashed) <= 168
+    for name in ("dann-0", "dann-1"):
+        card = read(tmp_path / "table" / "cells" / name, "environment.json")["target"]
+        assert card["images"] == {"train": 60, "test": 40}
 
 
 def test_what_each_run_is(launch, trained, no_figures, tmp_path, capsys):
@@ -348,7 +434,7 @@ def test_targets_that_do_not_fit_are_refused(launch, trained, tmp_path, capsys):
     without(tmp_path / "target.npz", "train_labels")
     cases = {
         "target.npz": "has none in train: set adapt.supervised=False",
-        "source.npz": "the same training images as the source",
+        "source.npz": "all training images of the source source are among those of the target",
         "few.npz": "few.npz",
     }
     for name, words in cases.items():

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from adapted_runs import DANN, SMALL, adapted, other_digits, write_target
 from digit_runs import (
     best,
     checkpoint,
@@ -24,39 +25,13 @@ from PIL import Image
 from medtl_jax import runs
 from medtl_jax.domain.adversary import DISCRIMINATOR
 from medtl_jax.models.norms import domain_key
-from medtl_jax.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
-SMALL = {"model__name": "lenet5_bn", "domain__target__name": "npz", "domain__width": 16}
-DANN = {**SMALL, "domain__method": "dann"}
 # A run with all that must be kept for it to go on: both statistics, a discriminator, an average.
 FULL = {**DANN, "domain__bn": "own", "domain__affine": True, "train__ema": 0.5}
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 OWN = f"/{domain_key(1)}/"
-
-
-def other_digits(count, seed):
-    """Digits of another scanner: dark on light, with less contrast."""
-    images, labels = digits(count, 5, seed)
-    return 255 - images // 2, labels
-
-
-def write_target(path, train=48, test=30, **changes):
-    """A target .npz; `changes` replace arrays, or with None take them away."""
-    arrays = {}
-    for seed, (split, count) in enumerate({"train": train, "val": 15, "test": test}.items(), 70):
-        images, labels = other_digits(count, seed)
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
-    np.savez(path, **arrays)
-    return str(path)
-
-
-def adapted(folder, five, target, **settings):
-    """The folder of a run from random weights that is adapted to the file `target`."""
-    keys = {"model__weights": "none", **SMALL, "domain__target__dir": target, **settings}
-    return run(folder, five, None, **keys)
 
 
 def metrics(folder):
@@ -268,27 +243,48 @@ def test_the_weights_load_into_a_plain_network_and_frozen_stages_stay(
         assert np.array_equal(array, before) == (name in frozen), name
 
 
-def test_adabn_is_statistics_of_the_target_worked_out_by_hand(plain, five, target, tmp_path):
-    settings = {"domain__bn": "adabn", "domain__select": "source"}
-    folder = adapted(tmp_path / "run", five, target, **settings)
-    found, source = tensors(folder), tensors(plain)
-    for name, array in source.items():
-        moved = name.startswith("batch_stats/")
-        assert np.array_equal(found[name], array) == (not moved), name
-    images = other_digits(48, 70)[0].astype(np.float64)[..., None]
-    kernel = source["params/stem/conv/conv/kernel"].astype(np.float64)
-    _, spec = create_model("lenet5_bn", 5)
-    x = (images - spec.input.mean[0]) / spec.input.std[0]
-    x = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))[..., 0]
-    windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5), (1, 2))
-    maps = np.einsum("nijab,abk->nijk", windows, kernel[:, :, 0])
-    bias = source["params/stem/conv/conv/bias"]
-    np.testing.assert_allclose(
-        found["batch_stats/stem/conv/norm/mean"], maps.mean((0, 1, 2)) + bias, rtol=1e-4, atol=1e-4
-    )
-    np.testing.assert_allclose(
-        found["batch_stats/stem/conv/norm/var"], maps.var((0, 1, 2)), rtol=1e-3
-    )
+def test_the_runs_own_data_meet_the_statistics_of_the_source(whole, five, tmp_path, monkeypatch):
+    from experiments import evaluate, reporting
+
+    told, finish = [], reporting.finish
+
+    def remember(*content):
+        told.append((content[6], content[7]))
+        finish(*content)
+
+    monkeypatch.setattr(reporting, "finish", remember)
+    request = make_request(tmp_path / "evaluate", five, None, model__weights="none")
+    keys = {"eval__run": str(whole), "eval__splits": "val,test"}
+    evaluate.run(of_run(request, evaluate, **keys))
+    with np.load(whole / "predictions.npz") as a, np.load(request.folder / "predictions.npz") as b:
+        np.testing.assert_array_equal(b["val_score"], a["val_score"])
+        np.testing.assert_array_equal(b["test_score"], a["source_test_score"])
+    found, wanted = metrics(request.folder), metrics(whole)
+    # Those after scaling by the temperature are among them.
+    assert found == {"val": wanted["val"], "test": wanted["source_test"]}
+    assert "nll_calibrated" in found["test"]
+    ((notes, fitted_on),) = told
+    assert fitted_on == "val"
+    assert notes[1:] == ["Batch statistics: those of the source, as these images are of its set."]
+
+
+def test_the_other_scanner_of_a_phantom_is_not_the_source(tmp_path, monkeypatch):
+    from experiments import trained
+
+    def of_source(scanner, **domain):
+        config = make_request(tmp_path, tmp_path / "x.npz", None, model__weights="none").config
+        data = {**config["data"], "name": "phantom", "dir": ""}
+        earlier = {**config, "data": data, "domain": {**config["domain"], **domain}}
+        data = {**data, "phantom": {**data["phantom"], "domain": scanner}}
+        monkeypatch.setattr(trained, "_run_config", lambda folder: earlier)
+        monkeypatch.setattr(trained, "is_own_data", lambda config: True)
+        eval_ = {**config["eval"], "run": str(tmp_path)}
+        return trained.is_of_source({**config, "data": data, "eval": eval_})
+
+    phantom = {"target": {"name": "phantom", "dir": ""}}
+    assert of_source("a", **phantom) and not of_source("b", **phantom)
+    # Nothing else was adapted to it.
+    assert of_source("b") and of_source("b", target={"name": "npz", "dir": "y.npz"})
 
 
 # ---- masks -------------------------------------------------------------------------------------

@@ -50,12 +50,17 @@ def test_mistakes_are_one_line(arguments, message):
 
 
 def test_a_row_for_each_preset(capsys):
-    small = ["--model", "lenet5", "--size", "28", "--batch", "2", "--rounds", "1", "--steps", "1"]
+    small = ["--model", "lenet5", "--size", "28", "--batch", "2", "--rounds", "3", "--steps", "1"]
     benchmark_augment.main([*small, "--presets", "xray,histology"])
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
-    assert [row[:2] for row in rows] == [["| xray", "1"], ["| histology", "3"]]
+    head, line, *rows = (row.split("|")[1:-1] for row in capsys.readouterr().out.splitlines()[2:])
+    rows = [[cell.strip() for cell in row] for row in rows]
+    assert [row[:2] for row in rows] == [["xray", "1"], ["histology", "3"]]
+    assert {len(head), len(line), *map(len, rows)} == {7}
+    assert head[4:6] == [" added, median of the rounds' ratios ", " least to most "]
     for row in rows:
-        assert all(float(row[place].strip(" |")) > 0 for place in (2, 3, 5))
+        assert all(float(row[place]) > 0 for place in (2, 3, 6))
+        least, most = (int(cell.strip(" %")) for cell in row[5].split("to"))
+        assert least <= int(row[4].strip(" %")) <= most
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,11 @@ CONFIGS = {
     "a list": (lambda config: [1], "holds no mapping"),
     "a key less": (lambda config: config["train"].pop("select") and None, "lacks the key"),
     "a key more": (setter("train", "fast", value=1), "has the unknown key train.fast"),
+    "a first key less": (
+        lambda config: config["augment"].pop("flip_horizontal") and None,
+        "lacks the key augment.flip_horizontal",
+    ),
+    "an added section spoilt": (setter("domain", value="usps"), "domain='usps' must be a section"),
     "a dotted key": (dotted, "has the unknown key model.name"),
     "no section": (setter("model", value="resnet"), "model='resnet' must be a section of keys"),
     "deep": (nested, "has the unknown key model.model"),
@@ -314,6 +319,39 @@ CONFIGS = {
         "train.select='dice' is none",
     ),
 }
+
+
+def as_of_an_earlier_version(config):
+    """Without the keys that came with augmentation, adaptation and their studies."""
+    for section in ("domain", "adapt", "ablation"):
+        config.pop(section, None)
+    config["model"].pop("contrast")
+    config["optim"].pop("discriminator")
+    first = ("flip_horizontal", "flip_vertical", "shift", "brightness", "contrast")
+    config["augment"] = {name: config["augment"][name] for name in first}
+    for key in ("tta", "corruptions"):
+        config["eval"].pop(key)
+
+
+def test_a_run_of_an_earlier_version_is_used_as_it_was(
+    launch, trained, copied, grey_set, tmp_path, no_pictures_here
+):
+    change(copied / "config.json", as_of_an_earlier_version)
+    change(
+        copied / "environment.json", lambda tree: tree["weights"]["input"].pop("contrast") and None
+    )
+    found = []
+    for name, folder in (("now", trained), ("then", copied)):
+        asked = {"experiment": "predict", "eval__run": folder, "data__dir": grey_set}
+        assert launch.run_command(command(tmp_path / f"csv {name}", **asked)) == 0
+        asked = {"experiment": "evaluate", "eval__run": folder}
+        assert launch.run_command(command(tmp_path / name, **asked)) == 0
+        found.append((read_table(tmp_path / f"csv {name}"), read_metrics(tmp_path / name)))
+    assert found[0] == found[1]
+
+
+def read_metrics(folder: pathlib.Path) -> dict:
+    return runs.read_json(folder / "metrics.json")
 
 
 @pytest.fixture

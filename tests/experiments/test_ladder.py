@@ -142,6 +142,7 @@ def no_figures(launch, monkeypatch):
     from experiments import ladder
 
     monkeypatch.setattr(ladder, "ladder_figures", lambda found: {})
+    monkeypatch.setattr(ladder, "study_sheet", lambda *content: {})
 
 
 def read(folder: pathlib.Path, name: str) -> dict:
@@ -195,8 +196,11 @@ def test_a_whole_ladder(launch, trained, tmp_path, capsys):
     assert entry["value"] == pytest.approx(mean.value) and entry["n"] == 40
     assert entry["ci95"] == pytest.approx(mean.interval)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img") == 4 and "validation picks full" in page
-    assert len(list((folder / "figures").iterdir())) == 4
+    assert page.count("<img") == 5 and "validation picks full" in page
+    assert len(list((folder / "figures").iterdir())) == 5
+    # Of the first run that augments; the head learns from kept features.
+    assert "As in the run full-50-0. Transforms: flip_horizontal 0.5, shift 0.1, " in page
+    assert (folder / "figures" / "augmentation.png").is_file()
     assert not [*folder.glob("cells/*/report.html"), *folder.glob("cells/*/figures")]
     shown = capsys.readouterr().out
     assert "run 12 of 12: knn-100-0, knn-100-1, " in shown

@@ -7,6 +7,8 @@ from mistake_commands import ROOT, TINY, class_folders, set_keys
 STUDY = f"--config={ROOT / 'configs' / 'default.py'}"
 PHANTOM = {"domain__target__name": "phantom"}
 DANN = {**PHANTOM, "domain__method": "dann"}
+OWN = {**PHANTOM, "domain__bn": "own"}
+AFFINE = {"domain__affine": True}
 NO_NORMS = "adapts the statistics of batch norms, and this network has none"
 
 
@@ -47,6 +49,43 @@ def refuse(refusal):
         (
             {**PHANTOM, "domain__bn": "adabn", "model__name": "lenet5"},
             f"domain.bn=adabn {NO_NORMS}: choose a model with batch norms, or another method",
+        ),
+        *(
+            (
+                {**OWN, "transfer__bn__low": policy, "transfer__bn__high": policy},
+                f"domain.bn=own has no effect: with transfer.bn.low={policy}, transfer.bn.high="
+                f"{policy} and these transfer.groups no batch norm moves its statistics; let",
+            )
+            for policy in ("stats", "freeze")
+        ),
+        (
+            {**OWN, **DANN, "transfer__strategy": "lpft"},
+            "domain.bn=own has no effect: with transfer.bn.low=stats, transfer.bn.high=stats",
+        ),
+        (
+            {
+                **OWN,
+                "transfer__groups__frozen": "stem,stage.*,features",
+                "transfer__groups__high": "head",
+            },
+            "domain.bn=own has no effect: with transfer.bn.low=train, transfer.bn.high=train a",
+        ),
+        (
+            {**OWN, **AFFINE},
+            "domain.affine=True: no loss on the target's images would train its scale and bias in "
+            "stem, stage1",
+        ),
+        (
+            {**DANN, **AFFINE, "domain__strength": 0.0},
+            "would train its scale and bias in stem, stage1",
+        ),
+        (
+            {**DANN, **AFFINE, "domain__reads": "stem"},
+            "would train its scale and bias in stage1",
+        ),
+        (
+            {**DANN, **AFFINE, "domain__bn": "adabn"},
+            "domain.affine=True does not go with domain.bn=adabn, which works out statistics alone",
         ),
         (
             {**DANN, "transfer__cache": "prefix"},
@@ -109,23 +148,14 @@ def test_targets_that_are_none(refuse, tmp_path):
     empty = tmp_path / "empty"
     (empty / "train").mkdir(parents=True)
     for target, settings, words in (
-        (same, {}, "the target same has the same training images as the source source: name ano"),
-        (source, {}, "has the same training images as the source"),
+        (same, {}, "all training images of the source source are among those of the target same"),
+        (source, {}, "all training images of the source source are among"),
         (overlapping, {}, "8 test images of the target overlap are in the split val of the sou"),
         (few, {"domain__select": "dev"}, "the validator dev needs 10 training images of each dom"),
         (empty, {"domain__target__name": "folder"}, "has no images: add some"),
     ):
         message = refuse(**{**read, "domain__target__dir": target, **settings})
         assert words in message, message
-
-
-def test_adabn_needs_an_image_a_device(refuse, tmp_path):
-    source = write_npz(tmp_path / "source.npz")
-    target = write_npz(tmp_path / "target.npz", seed=1, counts=(3, 4, 8))
-    read = {"data__name": "npz", "data__dir": source, "domain__target__name": "npz"}
-    keys = {"domain__target__dir": target, "domain__bn": "adabn", "train__devices": 4}
-    message = refuse(**read, **keys)
-    assert "domain.bn=adabn: the target has 3 training images, fewer than the 4 devices" in message
 
 
 def test_classes_of_other_names(refuse, tmp_path):

@@ -119,6 +119,42 @@ def test_the_table_says_values_differences_verdicts_and_bounds():
     assert accuracy[2][-1] == "0.8500" and accuracy[4][-1] == ""
 
 
+def with_statistics(**kinds) -> list[Method]:
+    return [dataclasses.replace(method(n), statistics=kinds.get(n, "")) for n in TEST]
+
+
+def test_a_loss_beside_statistics_of_its_own_is_held_against_these_alone():
+    """DANN beside `cdan`, which stands for batch norms of each domain's own here."""
+    methods = with_statistics(source_only="source", dann="own", cdan="own")
+    beyond = {"auc": Judged(estimate(-0.1), 0.01, "worse")}
+    methods[1] = dataclasses.replace(methods[1], beyond=beyond)
+    found = adaptation(methods=tuple(methods), statistics_alone="cdan")
+    words = adaptation_table(found)
+    auc, accuracy, _ = tables_of(words)
+    assert auc[0][3:6] == ["minus source_only (95 % CI)", "verdict against cdan", "sd"]
+    assert [row[4] for row in auc[1:]] == ["", "worse", "", ""]
+    # What was not compared has no verdict, that against source-only stays.
+    assert [row[4] for row in accuracy[1:]] == ["", "", "", ""]
+    assert auc[2][2] == "better" and auc[2][5] == "0.0100"
+    assert (
+        "- Batch statistics that the target meets (domain.bn): source in source_only; own in dann, "
+        "cdan. A verdict against source_only is on these and on losses together, one against cdan, "
+        "with Holm's correction anew, on losses.\n"
+    ) in words
+
+
+def test_statistics_are_told_of_where_they_differ():
+    alike = adaptation(methods=tuple(with_statistics(source_only="source", dann="source")[:2]))
+    assert "Batch statistics" not in adaptation_table(alike)
+    methods = with_statistics(source_only="source", dann="adabn", cdan="source")
+    words = adaptation_table(adaptation(methods=tuple(methods)))
+    assert "source in source_only, cdan; adabn in dann. A verdict against source_only is" in words
+    assert "on losses together.\n" in words and "verdict against cdan" not in words
+    bare = [dataclasses.replace(m, test={}, against={}) for m in methods[:3]]
+    words = adaptation_table(adaptation(methods=tuple(bare), images=0))
+    assert "adabn in dann.\n" in words and "A verdict" not in words
+
+
 def test_the_oracle_stands_in_one_column_and_in_no_choice():
     words = adaptation_table(adaptation())
     assert ORACLE == "uses target labels; not used for any choice"
@@ -147,8 +183,9 @@ def test_an_oracle_of_another_metric_stands_by_the_first():
 def test_what_chooses_is_said_first_and_what_target_labels_would_choose_last():
     lines = picks(adaptation())
     assert lines[0].startswith("snd (in use) picks cdan; target test AUC 0.8000 (0.7800 to 0.82")
-    assert lines[1].startswith("source picks source_only; ")
-    assert lines[2].startswith(f"oracle ({ORACLE}) would pick dann; target test AUC 0.9000")
+    # No score stands behind these: the epochs would have been others.
+    assert lines[1] == "source would pick source_only at the epochs chosen by snd"
+    assert lines[2] == f"oracle ({ORACLE}) would pick dann at its own best epochs"
     assert len(lines) == 3
 
 
@@ -195,7 +232,9 @@ def test_a_target_without_labels_has_validators_and_no_scores():
     (validators,) = tables_of(words)
     assert [row[0] for row in validators[2:]] == ["dann", "cdan (picked)"]
     assert "there are no target scores" in words and "target test" not in words
-    assert picks(found) == ["snd (in use) picks cdan", "source picks source_only"]
+    assert picks(found) == [
+        "snd (in use) picks cdan", "source would pick source_only at the epochs chosen by snd",
+    ]  # fmt: skip
     assert found.metrics == () and found.best == ""
 
 
@@ -269,12 +308,21 @@ def test_the_page_is_whole_and_safe(tmp_path):
     write_adaptation(path, **content)
     page = path.read_text(encoding="utf-8")
     assert "<script" not in page and "launch.py <b>" not in page and "<children>" not in page
+    assert "Batch statistics" not in page
     assert "what &lt;dann&gt; is" in page and "▲ better" in page and "dann-0" in page
     assert ORACLE in page and page.count("<img") == 1
     first = path.read_bytes()
     # Drawing a figure moves its parts a little: the same figure means one made anew.
     write_adaptation(path, **{**content, "figures": {"methods": methods_figure(found, "auc")}})
     assert path.read_bytes() == first
+    methods = with_statistics(source_only="source", dann="own", cdan="own")
+    beyond = {"auc": Judged(estimate(-0.1), 0.01, "worse")}
+    methods[1] = dataclasses.replace(methods[1], beyond=beyond)
+    both = adaptation(methods=tuple(methods), statistics_alone="cdan")
+    write_adaptation(path, **{**content, "found": both, "figures": {}})
+    page = path.read_text(encoding="utf-8")
+    assert "verdict against cdan" in page and page.count("▼ worse") == 1
+    assert "domain.bn): source in source_only; own in dann, cdan." in page
     write_adaptation(path, **{**content, "found": without_labels(), "figures": {}})
     assert "has no labels" in path.read_text(encoding="utf-8")
 

@@ -58,8 +58,9 @@ def gain(**changes):
         "mcc": change(None, None, "", None, "too few <images>"),
     }
     return {
-        "split": "test", "views": 4, "transforms": {"rotate": 10.0, "noise": 0.05}, "n": 90,
-        "n_patients": 30, "primary": ["auc", "accuracy"], "metrics": metrics, **changes,
+        "split": "test", "views": 4, "transforms": {"rotate": 10.0, "noise": 0.05},
+        "trained": True, "n": 90, "n_patients": 30, "primary": ["auc", "accuracy"],
+        "metrics": metrics, **changes,
     }  # fmt: skip
 
 
@@ -142,6 +143,9 @@ def test_verdicts_stand_first_and_the_rest_has_none():
     assert "4 views" in first and "3 others" in first and "rotate 10, noise 0.05" in first
     assert "90 images of 30 patients" in first
     assert "one other" in tta_part(gain(views=2, n_patients=None))
+    assert "by which the training images were drawn too" in first
+    kept = tta_part(gain(trained=False))
+    assert "by which no training image was drawn: kept features" in kept and "drawn too" not in kept
     assert tta_part(None) == ""
 
 

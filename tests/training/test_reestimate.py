@@ -3,10 +3,12 @@
 import copy
 
 import flax.linen as nn
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from medtl_jax.data.streams import Streamed
 from medtl_jax.models.backbone import Backbone
@@ -15,7 +17,7 @@ from medtl_jax.models.inputs import normalize
 from medtl_jax.models.layers import DropPath, LayerSettings, make_norm
 from medtl_jax.models.registry import initialize, model_spec
 from medtl_jax.training.devices import data_mesh
-from medtl_jax.training.reestimate import make_reestimate
+from medtl_jax.training.reestimate import batches_of_all, make_reestimate
 
 SPEC = model_spec("baseline_cnn")
 MODEL = BaselineCNN(2, widths=(3, 4))
@@ -137,9 +139,29 @@ def test_every_source_of_images_gives_the_same_bits(variables, run):
     assert bits(run(variables, streamed, batches)) == wanted
 
 
-def test_one_device_and_four_agree(variables, run):
-    one = make_reestimate(MODEL, SPEC, BOTH, data_mesh(1))(variables, IMAGES, HALVES)
-    four = run(variables, IMAGES, HALVES)
+def test_a_batch_weighs_as_many_images_as_it_has(variables, run):
+    found = run(variables, IMAGES, *batches_of_all(14, 8, 0))
+    first = convolved(variables, "stem", np.asarray(normalize(IMAGES, SPEC.input), np.float64))
+    check(found, "stem", moments(first[:14]))
+    both = run(variables, IMAGES, ORDER[None, :8], ORDER[None, 8:])
+    wanted = run(variables, IMAGES, HALVES)
+    for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@hypothesis.given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 9))
+def test_batches_of_all_have_each_image_once(count, size, seed):
+    found = batches_of_all(count, size, seed)
+    assert sorted(np.concatenate([batch.ravel() for batch in found])) == list(range(count))
+    wanted = [(count // size, size), (1, count % size)]
+    assert [batch.shape for batch in found] == [shape for shape in wanted if all(shape)]
+
+
+# Whole batches, one that does not divide evenly over four devices, fewer images than these.
+@pytest.mark.parametrize("batches", [(HALVES,), batches_of_all(14, 8, 0), batches_of_all(3, 8, 0)])
+def test_one_device_and_four_agree(variables, run, batches):
+    one = make_reestimate(MODEL, SPEC, BOTH, data_mesh(1))(variables, IMAGES, *batches)
+    four = run(variables, IMAGES, *batches)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
