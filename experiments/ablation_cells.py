@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments import study
 from experiments.ablation_axes import KEY, parse_axes, row_name, rows_of, settings_of
-from experiments.augmentation import resolve_augmentation
+from experiments.augmentation import with_preset
 from experiments.cells import Cell, resolved_config
 from experiments.ladder_requests import Memos, Quiet, cell_request, named
 from experiments.prepared import read_training_data
@@ -105,7 +105,7 @@ def _cell(config: dict, name: str, settings: Mapping[str, Any], number: int) -> 
     }
     try:
         check_ranges(own)
-        own = resolve_augmentation(own, frozenset(settings))
+        own = with_preset(own, frozenset(settings))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     own = {**own, "augment": {**own["augment"], "preset": ""}}

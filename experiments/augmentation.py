@@ -22,23 +22,28 @@ _SECTION = "augment."
 _IMAGES, _DRAWS = 4, 6
 
 
+def with_preset(config: dict, given: Set[str]) -> dict:
+    """`config` with the strengths of `augment.preset`, but for those of `given` keys."""
+    own = {key.removeprefix(_SECTION) for key in given if key.startswith(_SECTION)}
+    return {**config, "augment": fill_preset(config["augment"], own)}
+
+
 def resolve_augmentation(config: dict, given: Set[str]) -> dict:
-    """`config` with the strengths of `augment.preset`, but for those of `given` keys.
+    """As `with_preset`, `given` by the command line.
 
     A note is printed of each strength that the study's file has changed and the preset overwrites:
     afterwards nobody could tell.
     """
-    own = {key.removeprefix(_SECTION) for key in given if key.startswith(_SECTION)}
-    before, filled = config["augment"], fill_preset(config["augment"], own)
-    usual = default_section("augment")
-    for name, strength in filled.items():
+    filled = with_preset(config, given)
+    before, after, usual = config["augment"], filled["augment"], default_section("augment")
+    for name, strength in after.items():
         if before[name] not in (strength, usual[name]):
             Console().note(
                 f"note: augment.{name}={before[name]} of the study's file is not used: "
-                f"augment.preset={filled['preset']} sets it to {strength}; set it on the command "
+                f"augment.preset={after['preset']} sets it to {strength}; set it on the command "
                 "line to keep it"
             )
-    return {**config, "augment": filled}
+    return filled
 
 
 def check_augmentation(config: dict) -> None:

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from configs import default
 from experiments.ablation_axes import parse_axes, row_name, rows_of, settings_of
+from experiments.ablation_cells import make_cells
+from medtl_jax.augment.presets import find_preset
 from medtl_jax.errors import UserError
 
 AXES = {
@@ -38,6 +41,21 @@ def test_one_at_a_time_differs_from_the_reference_once():
 def test_keys_are_named_by_as_much_as_tells_them_apart():
     axes = parse_axes('{"optim.low.lr": [0.1, 0.2], "optim.high.lr": [0.1, 0.2]}')
     assert row_name(rows_of(axes, "grid")[0]) == "low.lr=0.1, high.lr=0.1"
+
+
+def test_a_row_with_a_preset_has_its_strengths_and_its_own_keys(capsys):
+    config = default.get_config()
+    rows = {"plain": {}, "xray": {"augment.preset": "xray", "augment.shift": 0.01}}
+    config.ablation.axes, config.ablation.seeds = json.dumps({"look": rows}), 1
+    # What the study sets is the reference's, and the preset's row has the preset's.
+    config.augment.blur = 0.3
+    plain, xray = make_cells(config.to_dict())
+    strengths = find_preset("xray").strengths
+    assert plain.config["augment"]["blur"] == 0.3
+    found = {name: xray.config["augment"][name] for name in strengths}
+    assert found == {**strengths, "shift": 0.01}
+    assert xray.config["augment"]["preset"] == "" and capsys.readouterr().out == ""
+    assert xray.settings == {"augment.preset": "xray", "augment.shift": 0.01}
 
 
 @pytest.mark.parametrize(
