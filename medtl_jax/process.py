@@ -37,4 +37,5 @@ def prepare_xla() -> None:
     if not jax.config.jax_compilation_cache_dir:
         folder = pathlib.Path(pooch.os_cache("medtl_jax")) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

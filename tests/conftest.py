@@ -5,6 +5,7 @@ an error. Compiled programs are kept between runs: the cache is keyed by XLA on 
 options and the machine, so a stale entry is never used.
 """
 
+import collections
 import os
 import pathlib
 import tempfile
@@ -51,6 +52,12 @@ def _compilation_cache() -> pathlib.Path | None:
 if (_cache := _compilation_cache()) is not None:
     jax.config.update("jax_compilation_cache_dir", str(_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow cases come first: for one that a worker began last all others would wait."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

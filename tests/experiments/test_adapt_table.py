@@ -400,7 +400,7 @@ def test_a_table_may_grow(launch, trained, no_figures, tmp_path, capsys):
         ({"adapt.methods": "source,mmd@nan"}, "'mmd@nan': 'nan' must be a positive number"),
         ({"adapt.seeds": 0}, "adapt.seeds=0 must be at least 1"),
         ({"domain.method": "dann"}, "domain.method=dann has no effect in a table of adaptations"),
-        ({"transfer.groups.low": "features"}, "source-0: transfer.groups: in no group: stem"),
+        ({"transfer.groups.low": "features"}, "dann, seed 0: transfer.groups: in no group: stem"),
         (
             {"model.name": "lenet5", "adapt.methods": "source,adabn"},
             "adapt.methods: adabn adapts the statistics of batch norms, and this network has none",
@@ -681,10 +681,10 @@ def test_a_real_table_interrupted_and_resumed(launch, pair, tmp_path, optax_prom
     result = read(folder, "adaptation.json")
     assert [method["name"] for method in result["methods"]] == ["source", "dann", "supervised"]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    # Two metrics, the features of both domains, the discriminator.
-    assert page.count("<img") == 4
+    # Two metrics, the features of both domains, the discriminator, the contact sheet.
+    assert page.count("<img") == 5
     names = {path.stem for path in (folder / "figures").iterdir()}
-    assert names == {"auc", "accuracy", "features", "discriminators"}
+    assert names == {"auc", "accuracy", "features", "discriminators", "augmentation"}
 
 
 def raise_interrupt(launch, argv) -> None:

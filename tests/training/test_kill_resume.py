@@ -36,6 +36,7 @@ def start(compilation_cache):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         if compilation_cache:
             environment["JAX_COMPILATION_CACHE_DIR"] = compilation_cache
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         return subprocess.Popen(
             [
                 sys.executable,
