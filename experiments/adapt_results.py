@@ -11,7 +11,7 @@ from experiments import trained
 from experiments.adapt_cells import AdaptCell
 from experiments.adapt_methods import SOURCE, SUPERVISED, SUPERVISED_SUMMARY, find_method
 from experiments.compare import read_run
-from experiments.domain_settings import OWN, run_validator
+from experiments.domain_settings import OWN, names_apart, run_validator
 from experiments.ladder_folder import FOLDER
 from experiments.ladder_results import (
     check_same,
@@ -74,6 +74,8 @@ def collect(
     against = compare_methods(samples, SOURCE, [SUPERVISED]) if samples else {}
     alone, beyond = _beyond_statistics(groups, samples)
     patients = tested.patients if tested else None
+    named = data_name(first), checked(first / runs.ENVIRONMENT, str, "target", "name")
+    source, target = names_apart(cells[0].resolved, *named)
     return Adaptation(
         methods=tuple(
             _method(
@@ -87,8 +89,8 @@ def collect(
             for name, group in groups.items()
         ),
         summaries={name: _summary(group[0]) for name, group in groups.items()},
-        source=data_name(first),
-        target=checked(first / runs.ENVIRONMENT, str, "target", "name"),
+        source=source,
+        target=target,
         validators={
             found.name: Criterion(found.summary, found.more_is_better) for found in rules.shown
         },

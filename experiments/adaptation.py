@@ -11,6 +11,7 @@ from experiments.domain_settings import (
     ADABN,
     has_own_statistics,
     kept_statistics,
+    names_apart,
     run_validator,
     target_data,
     trains_on_target,
@@ -234,7 +235,7 @@ def with_target(
 
 def reading(config: dict, domains: Domains) -> list[str]:
     """What a reader of the run's report has to know of its splits."""
-    source, target = domains.source.spec.name, domains.target.spec.name
+    source, target = names_apart(config, domains.source.spec.name, domains.target.spec.name)
     lines = [
         f"The test split is that of the target, {target}; its labels only score."
         if "test" in domains.scored

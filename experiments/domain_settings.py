@@ -1,6 +1,7 @@
 """What the section `domain` of a config asks for, checked as far as it can be without data."""
 
 import functools
+import pathlib
 from collections.abc import Set
 
 from experiments import study
@@ -196,6 +197,25 @@ def target_data(config: dict) -> dict:
         return data
     scanner = {"a": "b", "b": "a"}.get(config["data"]["phantom"]["domain"], "b")
     return {**data, "phantom": {**config["data"]["phantom"], "domain": scanner}}
+
+
+def names_apart(config: dict, source: str, target: str) -> tuple[str, str]:
+    """`source` and `target`, the names of their sets, with more of each where they are the same.
+
+    Phantoms differ by their scanners, others by the last parts of their paths.
+    """
+    if source != target:
+        return source, target
+    sections = config["data"], target_data(config)
+    if sections[0]["name"] == "phantom":
+        one, other = (data["phantom"]["domain"] for data in sections)
+        return f"{source} (scanner {one})", f"{target} (scanner {other})"
+    paths = [pathlib.Path(data["dir"]).absolute().parts for data in sections]
+    for size in range(2, max(map(len, paths)) + 1):
+        one, other = (pathlib.Path(*parts[-size:]).as_posix() for parts in paths)
+        if one != other:
+            return one, other
+    return source, target
 
 
 def trains_on_target(config: dict) -> bool:
