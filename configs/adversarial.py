@@ -25,7 +25,8 @@ command, and methods or seeds that are added in the same --workdir are trained a
 
 On the phantom, one seed, two of the methods: target accuracy 0.38 of the source alone (0.51 on
 its own scanner) in 34 CPU seconds, and 0.46 with batch statistics of each domain's own (dsbn) in
-49. The others have not been measured.
+49. On X-rays of children and adults no method helps, and the one picked is no better than none:
+experiments/results/adaptation.md. There a method took about 140 CPU seconds a seed, source 70.
 
 Left-right flips are on: set augment.flip_horizontal=0 where laterality matters.
 """
