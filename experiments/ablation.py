@@ -1,14 +1,15 @@
 """Trains every combination of settings x seeds on the same splits, and says what each changes.
 
-    python launch.py --config=configs/ablation.py [--config.ablation.axes='{...}' ...]
+    python launch.py --config=configs/ablation.py --workdir=ABLATION [--config.key=value ...]
 
 Each combination is a run of its own in `<workdir>/cells`, whose command repeats it alone and whose
-name ends with a hash of its config, images and weights: one that is finished is never run again,
-one of which anything has changed always is. Several processes, or machines that share a file
-system with locks, may be given the same command: each run is made by one of them, and the table is
-written once all are finished.
+folder is named by its seed and a hash of config, images and weights: one that is finished is never
+run again, one of which anything has changed always is. Several processes, or machines that share a
+file system with locks, may be given the same command: each run is made by one of them, and the
+table is written once all are finished.
 """
 
+import pathlib
 from collections.abc import Sequence, Set
 
 import numpy as np
@@ -21,13 +22,22 @@ from experiments.compare import read_run
 from experiments.contact_sheet import study_sheet
 from experiments.ladder_checks import check_cells
 from experiments.ladder_requests import Memos
-from experiments.ladder_results import data_name, device_of, make_rungs, notes_of, sampled_runs
+from experiments.ladder_results import (
+    check_same,
+    checked,
+    data_name,
+    device_of,
+    make_rungs,
+    notes_of,
+    sampled_runs,
+)
 from experiments.ladder_training import say_table
 from experiments.shared_grid import begin, check_place, finishing, train_shared
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
+from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.report.ablation import Ablation, ablation_table, rows_figure, write_ablation
 from medtl_jax.report.ladder import entry_of, to_json
 from medtl_jax.report.style import save_figures
@@ -45,9 +55,15 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
             f"ablation.design={config['ablation']['design']!r} is not known; choose from "
             f"{', '.join(DESIGNS)}"
         )
+    preset = config["augment"]["preset"]
     config = resolve_augmentation(config, given)
     config = {**config, "augment": {**config["augment"], "preset": ""}}
-    make_cells(config)
+    cells = make_cells(config)
+    if preset and any(cell.of_row.get("augment.preset") == "" for cell in cells):
+        raise UserError(
+            f"ablation.axes: a row has augment.preset='' and the study {preset!r}, which no row "
+            "can take back: leave it out of the study and name it in a row"
+        )
     return config
 
 
@@ -59,10 +75,9 @@ def run(request: Request) -> None:
     cells = with_digests(make_cells(config), request, memos)
     check_cells(cells, request, memos)
     environment = {**runs.describe_environment(), "command": request.command}
-    complete = all(runs.is_finished(cell.folder(folder)) for cell in cells)
-    begin(folder, config, environment, complete)
+    begin(folder, config, environment)
     train_shared(cells, request, memos)
-    with finishing(folder) as unwritten:
+    with finishing(folder, config, environment, [cell.name for cell in cells]) as unwritten:
         if unwritten:
             _finish(request, cells, environment, memos)
     say_table(folder, TABLE, console)
@@ -86,7 +101,7 @@ def _finish(
         command=request.command,
         config=config,
         environment=environment,
-        commands={cell.name: cell.command for cell in cells},
+        commands={f"{cell.title}: {cell.name}": cell.command for cell in cells},
         figures=figures,
     )
     runs.write_json(folder / runs.METRICS, {"test": _metrics(found)}, sort_keys=False)
@@ -95,11 +110,12 @@ def _finish(
 def _collect(request: Request, cells: Sequence[AblationCell]) -> Ablation:
     """The result of the finished runs. UserError where one is damaged or has other test images."""
     folder, config = request.folder, request.config
+    check_same(folder, cells)
     axes = parse_axes(config["ablation"]["axes"])
     rows = rows_of(axes, config["ablation"]["design"])
     first = cells[0].folder(folder)
-    tested = read_run(first, cells[0].name, "test").predicted
-    predicted = (read_run(cell.folder(folder), cell.name, "test").predicted for cell in cells)
+    tested = _read(cells[0], folder)
+    predicted = (_read(cell, folder) for cell in cells)
     sampled = sampled_runs(predicted, len(cells), config, request.console)
     reference = row_name(rows[0])
     task = trained.read_card(first).task
@@ -119,8 +135,29 @@ def _collect(request: Request, cells: Sequence[AblationCell]) -> Ablation:
         images=len(tested.ids),
         patients=None if tested.patients is None else len(np.unique(tested.patients)),
         device=device_of(first),
-        notes=notes_of(folder, cells),
+        notes=(*notes_of(folder, cells), *_differences(folder, cells)),
     )
+
+
+def _read(cell: AblationCell, folder: pathlib.Path) -> Predicted:
+    """What a run predicted of the test. UserError that says how to mend it."""
+    path = cell.folder(folder)
+    try:
+        return read_run(path, cell.title, "test").predicted
+    except UserError as error:
+        raise UserError(f"{error}; or delete {path} to have the run made again") from error
+
+
+def _differences(folder: pathlib.Path, cells: Sequence[AblationCell]) -> list[str]:
+    """A note where the runs were made by different versions, or on different devices."""
+    notes = []
+    for key, what in (("commit", "versions of medtl_jax"), ("backend", "devices")):
+        found = [checked(cell.folder(folder) / runs.ENVIRONMENT, str, key) for cell in cells]
+        if len(set(found)) > 1:
+            notes.append(
+                f"the runs were made with different {what}: {', '.join(sorted(set(found)))}"
+            )
+    return notes
 
 
 def _metrics(found: Ablation) -> dict[str, dict]:

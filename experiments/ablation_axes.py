@@ -9,6 +9,9 @@ labels, each of which sets any number of keys (none, `{}`: what the study has).
 
 import itertools
 import json
+import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +22,10 @@ from medtl_jax.files import is_text
 
 KEY = "ablation.axes"
 DESIGNS = ("grid", "one")
-# What the ablation sets in each of its runs, or what says which runs there are.
-_OWN = ("experiment", "seed", "data.seed_draw")
+# What the ablation sets in each of its runs, or what all rows of one table are told by.
+_OWN = ("experiment", "seed", "data.seed_draw", "train.select", "train.devices")
 _OTHERS = ("ablation.", "ladder.", "adapt.", "rank.", "find_lr.")
-_LONGEST_LABEL = 40
+_LONGEST_LABEL, _MOST_ROWS = 40, 1000
 Settings = dict[str, Any]
 Axes = dict[str, dict[str, Settings]]
 Row = dict[str, str]
@@ -37,11 +40,13 @@ def parse_axes(text: str) -> Axes:
         type than the key's; two axes with the same key; a label or settings that are there twice.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{KEY} is no JSON ({error}); write it as in configs/ablation.py") from None
     if not isinstance(found, dict) or not found:
         raise UserError(f'{KEY}={text!r}: name one axis or more, as {{"optim.high.lr": [0.001]}}')
+    for name in found:
+        _check_label("an axis", name)
     axes = {name: _axis(name, values) for name, values in found.items()}
     whose: dict[str, str] = {}
     for name, labels in axes.items():
@@ -58,16 +63,28 @@ def rows_of(axes: Axes, design: str) -> list[Row]:
     Args:
       axes: see `parse_axes`.
       design: `grid`, all combinations; `one`, those that differ from the reference on one axis.
+
+    Raises:
+      UserError: they are too many, or two have one name.
     """
     if design == "grid":
-        return [
+        if math.prod(map(len, axes.values())) > _MOST_ROWS:
+            raise UserError(f"{KEY}: more than {_MOST_ROWS} rows; leave axes or values out")
+        rows = [
             dict(zip(axes, labels, strict=True)) for labels in itertools.product(*axes.values())
         ]
-    reference = {name: next(iter(labels)) for name, labels in axes.items()}
-    others = (
-        {**reference, name: label} for name, labels in axes.items() for label in list(labels)[1:]
-    )
-    return [reference, *others]
+    else:
+        reference = {name: next(iter(labels)) for name, labels in axes.items()}
+        rows = [reference]
+        for name, labels in axes.items():
+            rows += [{**reference, name: label} for label in list(labels)[1:]]
+    names = set()
+    for row in rows:
+        name = row_name(row)
+        if name in names:
+            raise UserError(f"{KEY}: two rows would be called {name!r}: choose other labels")
+        names.add(name)
+    return rows
 
 
 def settings_of(axes: Axes, row: Row) -> Settings:
@@ -100,6 +117,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict:
     return found
 
 
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no finite number")
+
+
+def _check_label(what: str, label: str) -> None:
+    if not is_text(label) or not 0 < len(label) <= _LONGEST_LABEL or not label.isprintable():
+        raise UserError(
+            f"{KEY}: {what}: {label!r} is no label of 1 to {_LONGEST_LABEL} printable letters"
+        )
+
+
 def _axis(name: str, values: Any) -> dict[str, Settings]:
     """The settings of one axis by their labels."""
     if isinstance(values, list):
@@ -112,10 +140,7 @@ def _axis(name: str, values: Any) -> dict[str, Settings]:
         raise UserError(f"{KEY}: {name} has {len(labelled)} settings; an axis wants two or more")
     found: dict[str, Settings] = {}
     for label, settings in labelled:
-        if not is_text(label) or not 0 < len(label) <= _LONGEST_LABEL or not label.isprintable():
-            raise UserError(
-                f"{KEY}: {name}: {label!r} is no label of 1 to {_LONGEST_LABEL} printable letters"
-            )
+        _check_label(name, label)
         if label in found:
             raise UserError(f"{KEY}: {name}: {label} is there twice; leave one out")
         checked = _checked(f"{name}: {label}" if isinstance(values, dict) else name, settings)
@@ -142,11 +167,12 @@ def _checked(where: str, settings: Any) -> Settings:
             raise UserError(f"{KEY}: {where}: there is no key {key}; configs/default.py has all")
         kind = type(usual[key])
         # JSON writes 1 for the float 1.0.
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
-        if type(value) is not kind:
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
             raise UserError(
-                f"{KEY}: {where}: {key}={value!r} must be of the type of {usual[key]!r}"
+                f"{KEY}: {where}: {key}={reprlib.repr(value)} must be of the type of "
+                f"{usual[key]!r}, and finite"
             )
         found[key] = value
     return found

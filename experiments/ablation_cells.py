@@ -3,27 +3,30 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import study
+import numpy as np
+
+from experiments import adaptation, domain_settings, study
 from experiments.ablation_axes import KEY, parse_axes, row_name, rows_of, settings_of
 from experiments.augmentation import with_preset
 from experiments.cells import Cell, resolved_config
-from experiments.ladder_requests import Memos, Quiet, cell_request, named
+from experiments.ladder_requests import Memos, Quiet, cell_request, keep_one, named
 from experiments.prepared import read_training_data
 from experiments.settings import check_ranges, default_section
 from experiments.study import Request
 from medtl_jax import runs
+from medtl_jax.data.catalog import Dataset, DataSpec, Split
 from medtl_jax.errors import UserError
 
-_LONGEST_SLUG = 60
+# Keys of the section `data` that change nothing of what is read, or only draw from it.
+_NOT_READ = ("seed_draw", "train_fraction", "per_class", "batch_size", "cache_gb")
 
 
 @dataclasses.dataclass(frozen=True)
 class AblationCell(Cell):
-    """One run of an ablation, named by its row, its seed and a hash of all that it is made of.
+    """One run of an ablation; its folder is named by its seed and a hash of what it is made of.
 
     Attributes:
       of_row: the flat keys of the config that its row sets, as they are written.
@@ -38,8 +41,8 @@ class AblationCell(Cell):
 
     @property
     def group(self) -> str:
-        """The row, as it can be in the name of a folder."""
-        return re.sub(r"[^\w.=-]+", "_", self.strategy)[:_LONGEST_SLUG]
+        """The row."""
+        return self.strategy
 
     @property
     def sets(self) -> Mapping[str, Any]:
@@ -48,8 +51,8 @@ class AblationCell(Cell):
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        return f"{super().name}-{self.digest}"
+        """Of its folder: of the same run in whatever ablation, whatever its row is called."""
+        return f"{self.config['seed']}-{self.digest}"
 
     @property
     def title(self) -> str:
@@ -58,15 +61,16 @@ class AblationCell(Cell):
 
     @property
     def place(self) -> str:
-        """The runs of one place differ in their draws alone."""
-        data = {**self.resolved["data"], "seed_draw": 0, "train_fraction": 1.0, "per_class": 0}
+        """The runs of one place differ in their draws, or in nothing of what is read."""
+        data = {key: value for key, value in self.resolved["data"].items() if key not in _NOT_READ}
         model = {key: self.resolved["model"][key] for key in ("image_size", "in_chans")}
         return json.dumps([data, model, self.resolved["task"]], sort_keys=True)
 
     @property
     def made_of(self) -> dict[tuple, tuple[str, ...]]:
-        """Nothing: its name says what it is made of."""
-        return {}
+        """Its name says what it is made of, but for the set of the weights that are held on to."""
+        source = self.resolved["transfer"]["source"]
+        return {("source", *source.values()): ("source_sha256",)} if source["name"] else {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -80,14 +84,24 @@ def make_cells(config: dict) -> list[AblationCell]:
     What a row sets wins over what the study has.
 
     Raises:
-      UserError: `config.ablation` is none; a run's config cannot be used.
+      UserError: `config.ablation` is none; a run's config cannot be used; two rows come to the
+        same runs.
     """
     axes = parse_axes(config["ablation"]["axes"])
-    cells = []
+    cells: list[AblationCell] = []
+    same: dict[str, str] = {}
     for row in rows_of(axes, config["ablation"]["design"]):
-        settings = settings_of(axes, row)
-        for number in range(config["ablation"]["seeds"]):
-            cells.append(_cell(config, row_name(row), settings, number))
+        name, settings = row_name(row), settings_of(axes, row)
+        members = [
+            _cell(config, name, settings, number) for number in range(config["ablation"]["seeds"])
+        ]
+        other = same.setdefault(json.dumps(members[0].resolved, sort_keys=True), name)
+        if other != name:
+            raise UserError(
+                f"{KEY}: the rows {other!r} and {name!r} come to the same runs, as all settings "
+                "take effect; leave one out"
+            )
+        cells += members
     return cells
 
 
@@ -109,7 +123,8 @@ def _cell(config: dict, name: str, settings: Mapping[str, Any], number: int) -> 
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     own = {**own, "augment": {**own["augment"], "preset": ""}}
-    found = resolved_config(own, frozenset(), where)
+    # What a strategy would set otherwise than the row is refused, not overwritten.
+    found = resolved_config(own, frozenset(settings) - {"model.weights"}, where)
     return AblationCell(name, own["data"]["train_fraction"], *found, of_row=settings)
 
 
@@ -118,25 +133,55 @@ def with_digests(
 ) -> list[AblationCell]:
     """The runs with the digests of what they are made of, for which images and weights are read.
 
-    UserError for images or weights that cannot be.
+    UserError for images or weights that cannot be, and for rows that have no test in common.
     """
     weights: dict[str, str] = {}
-    found = []
+    images: dict[str, list[str]] = {}
+    found, tested = [], None
     for cell in cells:
+        keep_one(memos, cell)
         with named(cell):
-            images = read_training_data(cell_request(cell, request, memos)).checksum()
-            source = cell.resolved["model"]["weights"]
-            key = json.dumps([cell.resolved["model"]["name"], source])
-            if key not in weights:
-                quiet = Quiet(request.console, cell, cell.folder(request.folder))
-                opened = study.open_weights(cell.resolved, quiet)
-                weights[key] = opened.file.sha256 if opened else ""
-            parts = [_content(cell.resolved), images, weights[key]]
-            digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+            draw = json.dumps([cell.draw, cell.resolved["data"]["per_class"], _target(cell)])
+            if draw not in images:
+                own = cell_request(cell, request, memos)
+                dataset = read_training_data(own)
+                tested = tested or (dataset.splits["test"], dataset.spec)
+                _check_comparable(dataset, *tested, cells[0])
+                images[draw] = [dataset.checksum()]
+                if _target(cell):
+                    domains = adaptation.find_domains(cell.resolved, dataset, own.console, own.memo)
+                    images[draw].append(domains.target.checksum())
+            parts = [cell.resolved, *images[draw], _weights_digest(cell, request, weights)]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
         found.append(dataclasses.replace(cell, digest=digest))
     return found
 
 
-def _content(config: dict) -> dict:
-    """What of a config makes a run what it is: not where its images lie, as these are hashed."""
-    return {**config, "data": {**config["data"], "dir": ""}}
+def _target(cell: AblationCell) -> list[str]:
+    """Name and place of the target that the run is adapted to; nothing without one."""
+    config = cell.resolved
+    return list(config["domain"]["target"].values()) if domain_settings.wanted(config) else []
+
+
+def _weights_digest(cell: AblationCell, request: Request, known: dict[str, str]) -> str:
+    """SHA-256 of the weights of a run, `""` without; each file is read once."""
+    key = json.dumps([cell.resolved["model"]["name"], cell.resolved["model"]["weights"]])
+    if key not in known:
+        quiet = Quiet(request.console, cell, cell.folder(request.folder))
+        opened = study.open_weights(cell.resolved, quiet)
+        known[key] = opened.file.sha256 if opened else ""
+    return known[key]
+
+
+def _check_comparable(
+    dataset: Dataset, test: Split, spec: DataSpec, reference: AblationCell
+) -> None:
+    """UserError unless the set has the test of the `reference`: one table has one."""
+    ours, own = dataset.splits["test"], dataset.spec
+    same = (own.task, own.classes) == (spec.task, spec.classes)
+    same = same and ours.target.shape == test.target.shape and np.array_equal(ours.ids, test.ids)
+    if not same:
+        raise UserError(
+            f"its task, classes or test images are not those of {reference.title!r}, so that the "
+            "two cannot be compared: leave the setting out of ablation.axes"
+        )

@@ -31,7 +31,8 @@ from medtl_jax.transfer.phases import parse_phases
 from medtl_jax.transfer.vectors import check_vectors
 from medtl_jax.weights.pretrained import Pretrained
 
-Weights = dict[str, Pretrained | None]
+# By `_weights_key`.
+Weights = dict[tuple[str, str], Pretrained | None]
 
 
 def check_cells(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
@@ -85,13 +86,13 @@ def _check_data(missing: Sequence[Cell], request: Request, memos: Memos, opened:
             dataset = read_training_data(cell_request(members[0], request, memos))
         for cell in members:
             with named(cell):
-                weights = opened[cell.resolved["model"]["weights"]]
+                weights = opened[_weights_key(cell)]
                 _check_set(cell, dataset, weights, begun)
 
 
 def _check_settings(cell: Cell, request: Request, opened: Weights) -> None:
     """UserError for what needs no image to be seen; the weights are added to `opened`."""
-    config, weights = cell.resolved, cell.resolved["model"]["weights"]
+    config, weights = cell.resolved, _weights_key(cell)
     model, transfer = config["model"], config["transfer"]
     _check_probed(cell, config["task"])
     check_options_without_data(config)
@@ -105,6 +106,12 @@ def _check_settings(cell: Cell, request: Request, opened: Weights) -> None:
     if transfer["cache"] == "prefix":
         options = {"auxiliary": model["auxiliary"] > 0, "decoder": study.decoder_widths(config)}
         cache_start(*create_model(model["name"], 1, **options), table)
+
+
+def _weights_key(cell: Cell) -> tuple[str, str]:
+    """The network, and the weights that it has."""
+    model = cell.resolved["model"]
+    return model["name"], model["weights"]
 
 
 def _is_probed(config: dict) -> bool:

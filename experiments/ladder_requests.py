@@ -65,6 +65,12 @@ def cell_request(cell: Cell, request: Request, memos: Memos) -> Request:
     return Request(cell.resolved, folder, cell.command, quiet, brief=True, memo=memo)
 
 
+def keep_one(memos: Memos, cell: Cell) -> None:
+    """Forgets what was read of other places than the cell's, which may be as large as its own."""
+    for place in set(memos) - {cell.place}:
+        del memos[place]
+
+
 @contextlib.contextmanager
 def named(cell: Cell, name: str = "") -> Iterator[None]:
     """A mistake inside says which run it is of, and names settings of the study.

@@ -5,10 +5,10 @@ when the process ends, however it ends. Where the system has no such locks there
 """
 
 import contextlib
-import os
+import errno
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 try:
     import fcntl
@@ -16,45 +16,38 @@ except ImportError:  # not there on Windows
     fcntl = None
 
 from experiments.cells import Cell
-from experiments.ladder_requests import Memos
+from experiments.ladder_requests import Memos, keep_one
 from experiments.ladder_training import run_seeds
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.errors import UserError
 
 LOCKS = "locks"
+# Which runs the result is of, and the lock under which it is written.
+_MADE_OF, _RESULT = "runs.json", ".result"
+# What the system says of a lock that somebody else has.
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 # Seconds between two looks at runs that others are at work on.
 _PAUSE = 2.0
 
 
-def begin(folder: pathlib.Path, config: dict, environment: dict, complete: bool) -> None:
-    """Makes the folder of a study of shared runs, or takes over that of an earlier one.
+def begin(folder: pathlib.Path, config: dict, environment: dict) -> None:
+    """Makes the folder of a study of shared runs, unless there is one.
 
     Its runs know what they are made of by their names, so that the study in it may change.
-
-    Args:
-      folder: of the study.
-      config: of the study.
-      environment: versions, devices, command.
-      complete: whether all of its runs are finished.
 
     Raises:
       UserError: the folder is of something else, or cannot be made.
     """
-    parent = folder.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be made ({error.strerror})") from None
-    with _locked(parent):
-        if not (folder / runs.CONFIG).is_file():
+    if not (folder / runs.CONFIG).is_file():
+        try:
             runs.open_folder(folder, config, environment)
-        elif runs.read_json(folder / runs.CONFIG) != config or not complete:
-            # First what says that the folder is finished.
-            (folder / runs.METRICS).unlink(missing_ok=True)
-            runs.write_json(folder / runs.ENVIRONMENT, environment)
-            runs.write_json(folder / runs.CONFIG, config)
-        (folder / LOCKS).mkdir(exist_ok=True)
+        except UserError:
+            # Another process has made it in between.
+            if not (folder / runs.CONFIG).is_file():
+                raise
+    check_place(folder, config)
+    (folder / LOCKS).mkdir(exist_ok=True)
 
 
 def check_place(folder: pathlib.Path, config: dict) -> None:
@@ -72,17 +65,27 @@ def check_place(folder: pathlib.Path, config: dict) -> None:
 def train_shared(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     """Runs the cells that neither are finished nor are made by another process, then waits.
 
-    A run whose process has ended before it is taken over.
+    A run whose process has ended before it is taken over. One that cannot be finished, as a
+    training that diverges, does not keep the others from it.
+
+    Raises:
+      UserError: some could not be finished; all others are.
     """
-    told = False
-    while missing := [c for c in cells if not runs.is_finished(c.folder(request.folder))]:
+    told, failed = False, {}
+    while missing := _missing(cells, request.folder, failed):
         worked = False
         for cell in missing:
             with _tried(request.folder / LOCKS / cell.name) as ours:
-                if ours and not runs.is_finished(cell.folder(request.folder)):
-                    number = f"{cells.index(cell) + 1} of {len(cells)}"
+                if not ours or runs.is_finished(cell.folder(request.folder)):
+                    continue
+                worked = True
+                keep_one(memos, cell)
+                number = f"{cells.index(cell) + 1} of {len(cells)}"
+                try:
                     run_seeds([cell], request, memos, number)
-                    worked = True
+                except UserError as error:
+                    failed[cell.name] = error
+                    request.console.note(f"run {number} failed: {error}")
         if worked:
             continue
         if not told:
@@ -90,13 +93,39 @@ def train_shared(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
             request.console.note(f"{len(missing)} {words} made by other processes: waiting")
             told = True
         time.sleep(_PAUSE)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(cells)} runs failed, the others are finished: "
+            f"{next(iter(failed.values()))}; there is a table once all are: change their row or "
+            "leave it out"
+        )
+
+
+def _missing(cells: Sequence[Cell], folder: pathlib.Path, failed: Collection[str]) -> list[Cell]:
+    return [c for c in cells if c.name not in failed and not runs.is_finished(c.folder(folder))]
 
 
 @contextlib.contextmanager
-def finishing(folder: pathlib.Path) -> Iterator[bool]:
-    """Whether the result is still to be written, while no other process writes it."""
-    with _locked(folder):
-        yield not runs.is_finished(folder)
+def finishing(
+    folder: pathlib.Path, config: dict, environment: dict, names: Sequence[str]
+) -> Iterator[bool]:
+    """Whether the result of the runs `names` is still to be written, while nobody else writes one.
+
+    Where it is, the folder is no longer finished, and is that of `config`.
+    """
+    path = folder / LOCKS / _RESULT
+    with _locked(path):
+        ours = {"runs": list(names), "config": config}
+        kept = runs.is_finished(folder) and (folder / _MADE_OF).is_file()
+        if kept and runs.read_json(folder / _MADE_OF, most_bytes=100_000_000) == ours:
+            yield False
+            return
+        # First what says that the folder is finished.
+        (folder / runs.METRICS).unlink(missing_ok=True)
+        runs.write_json(folder / runs.ENVIRONMENT, environment)
+        runs.write_json(folder / runs.CONFIG, config)
+        runs.write_json(folder / _MADE_OF, ours, sort_keys=False)
+        yield True
 
 
 @contextlib.contextmanager
@@ -107,20 +136,17 @@ def _tried(path: pathlib.Path) -> Iterator[bool]:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _HELD:
+                    raise
                 ours = False
         yield ours
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock on a folder, once nobody else does."""
-    if fcntl is None:
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock on the file `path`, made if need be, once nobody else does."""
+    with open(path, "ab") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from medtl_jax import runs
+from medtl_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDY = f"--config={ROOT / 'configs' / 'default.py'}"
@@ -107,19 +108,23 @@ def test_what_is_finished_is_not_run_again_and_what_changed_is(finished, launch,
     table = (finished / "ablation.md").read_bytes()
     assert launch.run_command(command(finished)) == 0
     assert cells_of(finished) == before and (finished / "ablation.md").read_bytes() == table
-    # One row more, one seed less: only the new row is trained.
-    axes = {**AXES, "optim.high.lr": [0.002, 0.02, 0.01]}
+    # Other labels, one row more, one seed less: only the new row is trained.
+    axes = {
+        "optim.high.lr": [0.002, 0.02, 0.01],
+        "augment": {"no": {}, "yes": AXES["look"]["noisy"]},
+    }
     grown = {"ablation.axes": json.dumps(axes), "ablation.seeds": 1}
     assert launch.run_command(command(finished, **grown)) == 0
     after = cells_of(finished)
     assert {name: after[name] for name in before} == before and len(after) == len(before) + 1
-    # The whole study again, of other images: every run is another.
+    assert len(runs.read_json(finished / "ablation.json")["rows"]) == 4
+    # The first study again, of other images: every run is another.
     digit_runs.write_digits(finished.parent / "digits.npz", 3, 1)
-    small = {"ablation.axes": '{"optim.high.lr": [0.002, 0.02]}', "ablation.seeds": 1}
-    assert launch.run_command(command(finished, **small)) == 0
+    assert launch.run_command(command(finished)) == 0
     last = cells_of(finished)
-    assert {name: last[name] for name in after} == after and len(last) == len(after) + 2
-    assert len(runs.read_json(finished / "ablation.json")["rows"]) == 2
+    assert {name: last[name] for name in after} == after and len(last) == len(after) + len(before)
+    assert (finished / "ablation.md").read_bytes() != table
+    # And of the first ones, whose runs are all there, but whose table is not.
     digit_runs.write_digits(finished.parent / "digits.npz", 3, 0)
     assert launch.run_command(command(finished)) == 0
     assert cells_of(finished) == last and (finished / "ablation.md").read_bytes() == table
@@ -144,6 +149,10 @@ def test_what_is_finished_is_not_run_again_and_what_changed_is(finished, launch,
             "data.batch_size=500",
         ),
         ({"ablation.axes": '{"augment.preset": ["", "photo"]}'}, "preset=photo, seed 0: "),
+        (
+            {"ablation.axes": '{"data.classes": ["", "2,1,0"]}'},
+            "classes=2,1,0, seed 0: its task, classes or test images are not those of",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(
@@ -164,7 +173,9 @@ def test_a_folder_of_something_else_is_refused(finished, launch, capsys):
 
 
 class Stand:
-    """As much of a cell as a grid wants; its run writes a line of its name, and a result."""
+    """As much of a cell as a grid wants."""
+
+    place = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -199,6 +210,43 @@ def test_a_run_of_a_process_that_ended_is_taken_over(tmp_path, monkeypatch):
     assert not thread.is_alive() and made == ["a", "c", "b"]
 
 
+def test_a_run_that_fails_does_not_keep_the_others_from_it(tmp_path, monkeypatch):
+    from experiments import shared_grid
+
+    request = digit_runs.make_request(tmp_path, tmp_path / "none.npz", None)
+
+    def run_seeds(members, request, memos, progress):
+        if members[0].name == "a":
+            raise UserError("training diverged")
+        folder = members[0].folder(request.folder)
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(shared_grid, "run_seeds", run_seeds)
+    (tmp_path / "locks").mkdir()
+    with pytest.raises(UserError, match="1 of 2 runs failed, the others are finished: training di"):
+        shared_grid.train_shared([Stand("a"), Stand("b")], request, {})
+    assert runs.is_finished(tmp_path / "cells" / "b")
+
+
+def test_the_result_of_another_study_in_the_folder_is_not_taken_for_ones_own(tmp_path):
+    from experiments.shared_grid import begin, finishing
+
+    one, other = ({"experiment": "ablation", "data": {"dir": "", "name": n}} for n in "ab")
+    folder = tmp_path / "study"
+    begin(folder, one, {})
+    begin(folder, other, {})
+    for config in (one, other):
+        with finishing(folder, config, {}, ["0-f"]) as unwritten:
+            assert unwritten
+            assert runs.read_json(folder / "config.json") == config
+            (folder / "metrics.json").write_text("{}")
+    with finishing(folder, other, {}, ["0-f"]) as unwritten:
+        assert not unwritten
+    with finishing(folder, other, {}, ["0-e"]) as unwritten:
+        assert unwritten and not runs.is_finished(folder)
+
+
 WORKER = """
 import pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -206,6 +254,7 @@ from experiments import shared_grid
 from experiments.study import Request
 from medtl_jax.console import Console
 class Stand:
+    place = ""
     def __init__(self, name): self.name = name
     def folder(self, study): return study / "cells" / self.name
 def run_seeds(members, request, memos, progress):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs import default
+from experiments import ablation
 from experiments.ablation_axes import parse_axes, row_name, rows_of, settings_of
 from experiments.ablation_cells import make_cells
 from medtl_jax.augment.presets import find_preset
@@ -58,6 +59,49 @@ def test_a_row_with_a_preset_has_its_strengths_and_its_own_keys(capsys):
     assert xray.settings == {"augment.preset": "xray", "augment.shift": 0.01}
 
 
+def test_rows_need_names_of_their_own_and_may_not_be_too_many():
+    odd = {
+        "a": {"x": {"augment.noise": 0.1}, "x, b=y": {"augment.noise": 0.2}},
+        "b": {"z": {"augment.blur": 0.1}, "y, b=z": {"augment.blur": 0.2}},
+    }
+    with pytest.raises(UserError, match="two rows would be called 'a=x, b=y, b=z'"):
+        rows_of(parse_axes(json.dumps(odd)), "grid")
+    values = [i / 100 for i in range(40)]
+    wide = {"augment.noise": values, "augment.blur": values}
+    with pytest.raises(UserError, match="more than 1000 rows"):
+        rows_of(parse_axes(json.dumps(wide)), "grid")
+    assert len(rows_of(parse_axes(json.dumps(wide)), "one")) == 79
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        (
+            {"transfer.alpha": [0.02, 0.5], "transfer.strategy": ["l2sp", "full"]},
+            "alpha=0.02, strategy=l2sp, seed 0: ",
+        ),
+        (
+            {"augment.noise": [0.0, 0.1], "look": {"plain": {}, "sharp": {"augment.blur": 0.0}}},
+            "the rows 'noise=0.0, look=plain' and 'noise=0.0, look=sharp' come to the same runs",
+        ),
+    ],
+)
+def test_rows_that_would_not_be_what_they_say_are_refused(axes, words):
+    config = default.get_config()
+    config.ablation.axes = json.dumps(axes)
+    with pytest.raises(UserError) as raised:
+        make_cells(config.to_dict())
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_row_cannot_take_the_studys_preset_back():
+    config = default.get_config()
+    config.augment.preset = "xray"
+    config.ablation.axes = '{"augment.preset": ["", "ct"]}'
+    with pytest.raises(UserError, match="and the study 'xray', which no row can take back"):
+        ablation.resolve(config.to_dict())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -80,6 +124,15 @@ def test_a_row_with_a_preset_has_its_strengths_and_its_own_keys(capsys):
         ('{"a": {"x": {}, "y": {}}}', "a: y sets the same as another"),
         ('{"a": {"x\\n": {}, "y": {"seed": 1}}}', "is no label of 1 to 40 printable letters"),
         ('{"a": {"x": {}, "x": {}}}', "'x' is there twice"),
+        ('{"optim.high.lr": [0.1, NaN]}', "NaN is no finite number"),
+        ('{"optim.high.lr": [0.1, 1e400]}', "optim.high.lr=inf must be of the type of 0.002, and"),
+        ('{"optim.high.lr": [0.1, 1' + 400 * "0" + "]}", "is no label of 1 to 40"),
+        (
+            '{"a": {"x": {"optim.high.lr": 1' + 400 * "0" + '}, "y": {}}}',
+            "must be of the type of 0.002, and finite",
+        ),
+        ('{"a\\ud800": {"x": {}, "y": {"augment.noise": 0.1}}}', "is no label of 1 to 40"),
+        ('{"a\\nb": {"x": {}, "y": {"augment.noise": 0.1}}}', "is no label of 1 to 40"),
         (
             '{"augment.shift": [0.1, 0.2], "look": {"x": {"augment.shift": 0.0}, "y": {}}}',
             "the axes augment.shift and look both set augment.shift",
