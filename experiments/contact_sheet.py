@@ -30,5 +30,5 @@ def study_sheet(cells: Sequence[Cell], request: Request, memos: Memos) -> dict[s
         train = read_training_data(own).splits["train"]
     figure = draw_sheet(first.resolved, train)
     words = " ".join(lines[first.name])
-    figure.set_label(f"{figure.get_label()} As in the run {first.name}. {words}")
+    figure.set_label(f"{figure.get_label()} As in the run {first.title}. {words}")
     return {"augmentation": figure}
