@@ -2,8 +2,14 @@
 
 Prepares the process (flags, compilation cache, run folder's name) and hands over to
 `experiments.<config.experiment>.run`. A mistake of the user's is one line and exit code 2.
+
+One run over several hosts, or several processes of one: the same command for each, with
+--coordinator=HOST:PORT --processes=N --process=I, or with --distributed where jax knows of the
+others. They share the run folder. SIGTERM saves and exits with code 143, and the same command
+continues.
 """
 
+import contextlib
 import difflib
 import importlib
 import math
@@ -22,7 +28,13 @@ from ml_collections import ConfigDict, config_flags
 from medtl_jax.commands import report_mistake
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
-from medtl_jax.process import keep_freed_memory, prepare_xla
+from medtl_jax.process import (
+    Preempted,
+    is_writer,
+    keep_freed_memory,
+    prepare_xla,
+    termination,
+)
 
 EXPERIMENTS = (
     "finetune",
@@ -30,11 +42,14 @@ EXPERIMENTS = (
     "ladder",
     "adapt",
     "ablation",
+    "ensemble",
     "rank",
     "find_lr",
     "evaluate",
     "predict",
 )
+
+WAIT = 300.0
 
 # What Python's converters say of a value, in plainer words.
 _PLAINER = {
@@ -44,10 +59,11 @@ _PLAINER = {
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """The exit code of the command line `argv` (program name first): 0, 2 or 130.
+    """The exit code of the command line `argv` (program name first): 0, 2, 130 or 143.
 
-    A `UserError` becomes one line on stderr and 2, Ctrl-C 130. May be called again and again in
-    one process: its flags are not absl's global ones.
+    A `UserError` becomes one line on stderr and 2, Ctrl-C 130, SIGTERM 143. May be called again and
+    again in one process: its flags are not absl's global ones. Where the process is one of several,
+    a failure of any ends it.
     """
     # The libraries' own progress messages would bury ours.
     logging.set_verbosity(logging.WARNING)
@@ -56,16 +72,78 @@ def run_command(argv: Sequence[str]) -> int:
         if options.help:
             print(f"{__doc__}{options.get_help()}\n\nThe keys of the config: configs/default.py")
             return 0
-        keep_freed_memory()
-        prepare_xla()
-        config, given = _apply_settings(_load_study(options.config), settings)
-        _run_experiment(config, given, options.workdir, argv)
-    except (UserError, OSError) as error:
+        with _process(options):
+            config, given = _apply_settings(_load_study(options.config), settings)
+            _run_experiment(config, given, options.workdir, argv)
+    except (UserError, OSError, KeyboardInterrupt, Preempted) as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: BaseException) -> int:
+    """The exit code after `error`, of which stderr tells."""
+    if isinstance(error, UserError | OSError):
         return report_mistake(error)
-    except KeyboardInterrupt:
+    if isinstance(error, Preempted):
+        if is_writer():
+            print("stopped by SIGTERM; the same command continues the run", file=sys.stderr)
+        return 143
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted; the same command continues or repeats the run", file=sys.stderr)
         return 130
-    return 0
+    traceback.print_exception(error)
+    return 1
+
+
+@contextlib.contextmanager
+def _process(options: flags.FlagValues) -> Iterator[None]:
+    """The process made ready to compute, alone or with others."""
+    where = _meeting(options)
+    keep_freed_memory()
+    prepare_xla()
+    if where is None:
+        with termination.listening():
+            yield
+        return
+    # After the first import of jax has been prepared.
+    from medtl_jax.distributed import Meeting, joined
+
+    # SIGTERM is jax's then: the processes agree on the step to stop at.
+    with joined(Meeting(*where), _report):
+        yield
+
+
+def _meeting(options: flags.FlagValues) -> tuple | None:
+    """The values of a `distributed.Meeting`; None for a process of its own."""
+    named = {name: options[name].value for name in ("coordinator", "processes", "process")}
+    missing = [f"--{name}" for name, value in named.items() if value is None]
+    wait = options.wait
+    if wait is not None and not wait > 0:
+        raise UserError(f"--wait={wait:g} must be more than 0 seconds")
+    if options.distributed:
+        if len(missing) < len(named):
+            raise UserError(
+                "--distributed finds by itself what --coordinator, --processes and "
+                "--process say: leave out one or the other"
+            )
+        return "", None, None, wait or WAIT
+    if len(missing) == len(named):
+        if wait is not None:
+            raise UserError("--wait is for --coordinator or --distributed; leave it out")
+        return None
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} missing: --coordinator=HOST:PORT, --processes=N and "
+            "--process=I (from 0) belong together"
+        )
+    if not re.fullmatch(r".+:\d{1,5}", options.coordinator):
+        raise UserError(f"--coordinator={options.coordinator} is not HOST:PORT, as in host0:8476")
+    if not 0 <= options.process < options.processes:
+        raise UserError(
+            f"--process={options.process} of --processes={options.processes}: they are numbered "
+            "from 0"
+        )
+    return options.coordinator, options.processes, options.process, wait or WAIT
 
 
 def _parse_options(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -77,6 +155,19 @@ def _parse_options(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
         "workdir",
         "",
         "Run folder; by default runs/<experiment>-<hash of the config>.",
+        flag_values=options,
+    )
+    for define, name, what in (
+        (flags.DEFINE_string, "coordinator", "host:port of process 0 of several."),
+        (flags.DEFINE_integer, "processes", "How many processes run this command as one."),
+        (flags.DEFINE_integer, "process", "Which of them this one is, from 0."),
+        (flags.DEFINE_float, "wait", f"Seconds until all must have arrived; {WAIT:g} by default."),
+    ):
+        define(name, None, what, flag_values=options)
+    flags.DEFINE_boolean(
+        "distributed",
+        False,
+        "One of several processes, found by jax: TPU pod, SLURM, Open MPI, Kubernetes.",
         flag_values=options,
     )
     flags.DEFINE_boolean("help", False, "Prints this text.", flag_values=options)
@@ -160,16 +251,21 @@ def _run_experiment(config: dict, given: Set[str], workdir: str, argv: Sequence[
     if name not in EXPERIMENTS:
         raise UserError(f"experiment={name!r} is not known; choose from {', '.join(EXPERIMENTS)}")
     experiment = importlib.import_module(f"experiments.{name}")
-    from experiments.settings import check_ranges
+    from experiments.settings import check_processes, check_ranges
     from experiments.study import Request
+    from medtl_jax.distributed import spans
     from medtl_jax.files import user_path
     from medtl_jax.runs import default_folder
 
     check_ranges(config)
     config = experiment.resolve(config, given)
+    if spans():
+        check_processes(config)
     folder = user_path(workdir, "--workdir") if workdir else default_folder(config)
     command = f"python launch.py {shlex.join(argv[1:])}"
-    experiment.run(Request(config, folder, command, Console()))
+    # Pictures and words are for one of several processes to make.
+    console, brief = Console(quiet=not is_writer()), not is_writer()
+    experiment.run(Request(config, folder, command, console, brief))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
-    # finetune | extract | ladder | adapt | rank | find_lr | evaluate | predict: a module of
-    # experiments/
+    # finetune | extract | ladder | adapt | ablation | ensemble | rank | find_lr | evaluate |
+    # predict: a module of experiments/
     config.experiment = "finetune"
     # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
     # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
@@ -214,7 +214,19 @@ def get_config() -> ConfigDict:
     # Stochastic weight averaging: the mean of the weights over this last fraction of the updates
     # is evaluated, with exact statistics; needs train.ema=0. 0 = off.
     config.train.swa = 0.0
-    config.train.devices = 0  # 0 = all of this machine
+    config.train.devices = 0  # 0 = all: of this machine or, with --processes, of all processes
+    # Each batch's gradient in so many equal parts, one after the other: the memory is that of one
+    # part. Batch norms see each part by itself; without them the result is that of 1.
+    config.train.accumulate = 1
+    # Computes the stages' values again where their gradients are, instead of keeping them: less
+    # memory, about a third more time, the same result. On a CPU XLA undoes it.
+    config.train.remat = False
+    # Runs of a study that differ by seeds and rates, weights of losses, smoothing or strengths of
+    # augmentation alone may be trained as members of one program (pmap over the devices). Those of
+    # a device: turns (one after the other) | vmap | scan | unroll | auto (what was measured to be
+    # faster) | fastest (what is so in a trial at the beginning). alone = each run by itself, its
+    # batches divided over the devices.
+    config.train.program = "auto"
 
     # Adaptation to a set whose labels are not used (they only score, if it has some): the data
     # above are the source, and of the target only images are trained on.
@@ -268,6 +280,19 @@ def get_config() -> ConfigDict:
     config.ablation.axes = ""
     config.ablation.design = "grid"  # or one: what differs from the reference on one axis
     config.ablation.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
+
+    config.ensemble = ConfigDict()  # members of one or several networks, fused
+    config.ensemble.members = 5  # of each network: seed, seed + 1, ... on the same images
+    # Comma-separated name@image_size=weights, all but the name optional: "efficientnet_lite0@128,
+    # googlenet@160, resnet18@112=PATH"; "" = that of config.model.
+    config.ensemble.networks = ""
+    # JSON: keys of the sections optim, transfer, augment, train with a value for each member of a
+    # network: {"optim.high.lr": [0.001, 0.002, 0.004]}; "" = members differ by their seeds alone.
+    config.ensemble.arrays = ""
+    # Comma-separated, of mean, logit, weighted, vote, rank, stacking, greedy, staple; "" = all that
+    # the task has.
+    config.ensemble.fusions = ""
+    config.ensemble.soups = True  # also networks whose weights are means of the members'
 
     config.rank = ConfigDict()
     # Networks and weights to score before any training, comma-separated name=weights.

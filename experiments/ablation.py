@@ -39,7 +39,7 @@ from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
 from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.report.ablation import Ablation, ablation_table, rows_figure, write_ablation
-from medtl_jax.report.ladder import entry_of, to_json
+from medtl_jax.report.study_page import entry_of, to_json
 from medtl_jax.report.style import save_figures
 
 RESULT, TABLE = "ablation.json", "ablation.md"

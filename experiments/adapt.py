@@ -34,7 +34,7 @@ from medtl_jax.report.adaptation_figures import (
     features_figure,
     methods_figure,
 )
-from medtl_jax.report.ladder import entry_of
+from medtl_jax.report.study_page import entry_of
 from medtl_jax.report.style import save_figures
 
 RESULT, TABLE = "adaptation.json", "adaptation.md"

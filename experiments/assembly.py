@@ -5,6 +5,7 @@ All that is here needs no more than a config, a network and data that are there 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from experiments.augmentation import mixing
 from experiments.features import kept_activations
 from experiments.options import average
 from experiments.study import Fitted, Request
+from medtl_jax import runs
 from medtl_jax.augment.policy import make_augment
+from medtl_jax.augment.presets import TRANSFORMS
 from medtl_jax.data.catalog import Array, Dataset, Split
 from medtl_jax.data.domains import Domains, unlabelled
 from medtl_jax.domain.adversary import without_discriminator
@@ -38,6 +41,15 @@ from medtl_jax.transfer.optim import Schedule, layer_scales, make_optimizer, mak
 from medtl_jax.transfer.phases import Phase, first_epochs
 
 _GIB = 2**30
+
+VARYING = (
+    *(f"optim.{group}.{key}" for group in (LOW, HIGH) for key in ("lr", "weight_decay")),
+    "transfer.alpha",
+    "transfer.beta",
+    "train.label_smoothing",
+    *(f"augment.{name}" for name in TRANSFORMS),
+)
+"""Settings that a step may take as an array, as long as none of them is turned on or off by it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,28 +141,45 @@ def new_terms(config: dict, task: Task, target: Array, total: int) -> tuple[Term
 def make_phases(
     config: dict,
     fitted: Fitted,
-    terms: tuple[Term, ...],
+    make_terms: Callable[[dict], tuple[Term, ...]],
     course: Course,
     start: str,
     table: dict[str, str],
 ) -> tuple[TrainingPhase, ...]:
-    """The phases of the course, over the network as it trains; `table` is of the whole training."""
-    return tuple(
-        TrainingPhase(
-            first,
-            _step_parts(
-                config,
-                fitted,
-                terms,
-                course,
-                start,
-                table,
-                with_source_head(phase.table, config),
-                first * course.steps,
-            ),
-        )
-        for phase, first in zip(course.phases, course.firsts, strict=True)
-    )
+    """The phases of the course, over the network as it trains; `table` is of the whole training.
+
+    `make_terms` gives the terms of the loss of a config.
+    """
+
+    def phase(number: int) -> TrainingPhase:
+        first = course.firsts[number]
+        own = with_source_head(course.phases[number].table, config)
+        begins = first * course.steps
+
+        def varied(values):
+            other = with_values(config, values)
+            rates = make_schedules(
+                other["optim"], course.schedules.keys(), course.total, course.steps
+            )
+            changed = dataclasses.replace(course, schedules=rates)
+            terms = make_terms(other)
+            return _step_parts(other, fitted, terms, changed, start, table, own, begins)
+
+        parts = _step_parts(config, fitted, make_terms(config), course, start, table, own, begins)
+        return TrainingPhase(first, parts, varied)
+
+    return tuple(map(phase, range(len(course.phases))))
+
+
+def varying_values(config: dict) -> dict[str, float]:
+    """The settings, by their flat keys, in which members of one program may differ: `VARYING`."""
+    flat = runs.flat_config(config)
+    return {key: flat[key] for key in VARYING}
+
+
+def with_values(config: dict, values: Mapping[str, Any]) -> dict:
+    """`config` with the values of some of its flat keys."""
+    return runs.nested_config(config, {**runs.flat_config(config), **values})
 
 
 def _step_parts(
@@ -194,6 +223,8 @@ def _step_parts(
         target_domain=adaptation.target_domain(config),
         run_table=run_table,
         run_labels=labelled(run_table),
+        accumulate=config["train"]["accumulate"],
+        remat=config["train"]["remat"],
     )
 
 

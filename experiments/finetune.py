@@ -2,28 +2,27 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Sequence, Set
 
 from experiments import adaptation, domain_settings, forgetting, reporting, study
 from experiments.augmentation import resolve_augmentation
-from experiments.options import group_table
+from experiments.packing import may_share, programs_of
 from experiments.prepared import Prepared, prepare
 from experiments.settings import OWN_RATE, default_section
 from experiments.study import Request
 from medtl_jax import runs
-from medtl_jax.data.streams import is_streamed
+from medtl_jax.ensemble.members import fit_members
 from medtl_jax.metrics.calibration import FITTED_ON
 from medtl_jax.models.backbone import SOURCE_HEAD
 from medtl_jax.models.registry import create_model, variable_shapes
+from medtl_jax.process import is_writer
 from medtl_jax.report.predict import predict_scores, predict_splits
 from medtl_jax.report.tensorboard import EventWriter
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.inference import make_predict
 from medtl_jax.training.loop import Keeping, fit
-from medtl_jax.training.members import fit_members
 from medtl_jax.training.selection import best_epoch
-from medtl_jax.transfer.groups import FROZEN, assign_stages, default_groups
+from medtl_jax.transfer.groups import assign_stages, default_groups
 from medtl_jax.transfer.phases import AUTO_PHASES, default_phases
 from medtl_jax.weights.pretrained import save_weights
 
@@ -72,10 +71,13 @@ def run(request: Request) -> None:
 
 
 def run_all(requests: Sequence[Request]) -> None:
-    """Trains, or continues, several runs as `run` does; as one program where that is faster."""
+    """Trains, or continues, several runs as `run` does; as one program where that is faster.
+
+    See `config.train.program`.
+    """
     # Of runs that cannot share a program, no two are held at once.
-    heads = all(_trains_head_alone(request.config) for request in requests)
-    for batch in [requests] if heads else [[request] for request in requests]:
+    held = all(may_share(request.config) for request in requests)
+    for batch in [requests] if held else [[request] for request in requests]:
         _run_batch(batch)
 
 
@@ -91,45 +93,9 @@ def _run_batch(requests: Sequence[Request]) -> None:
         for request, prepared in begun:
             runs.open_folder(request.folder, request.config, prepared.environment)
             stack.enter_context(runs.hold(request.folder))
-        for members in _programs(begun):
+        for members in programs_of(begun):
             for (request, prepared), history in zip(members, _train(members), strict=True):
                 _report(request, prepared, history)
-
-
-def _trains_head_alone(config: dict) -> bool:
-    """Whether nothing but a head on kept features learns, held to nothing."""
-    transfer, stages = config["transfer"], study.architecture(config).stages
-    frozen = all(group_table(config)[stage] == FROZEN for stage in stages)
-    return transfer["cache"] == "prefix" and frozen and not transfer["alpha"]
-
-
-def _programs(begun: Sequence[tuple[Request, Prepared]]) -> list[list[tuple[Request, Prepared]]]:
-    """The runs, those together that are trained as members of one program.
-
-    These train nothing but a head on kept features, on one device, and differ by their seeds alone.
-    """
-    groups: dict[str, list] = {}
-    for number, (request, prepared) in enumerate(begun):
-        shared = _shared(request.config, prepared) or str(number)
-        groups.setdefault(shared, []).append((request, prepared))
-    return list(groups.values())
-
-
-def _shared(config: dict, prepared: Prepared) -> str:
-    """What runs of one program have in common; empty where it is faster, or right, to run alone."""
-    training, train = prepared.training, config["train"]
-    images = training.feed.sets["train"]["image"]
-    alone = (
-        not _trains_head_alone(config)
-        or training.mesh.mesh.devices.size > 1
-        or is_streamed(images)
-        # What is made of the training targets is not the same for all members.
-        or training.task.name == "regress"
-        or train["class_weights"] != "none"
-        or train["logit_adjustment"]
-    )
-    apart = {"seed": 0, "data": {**config["data"], "seed_draw": 0}}
-    return "" if alone else json.dumps([{**config, **apart}, images.shape])
 
 
 def _train(members: Sequence[tuple[Request, Prepared]]) -> list[list[dict]]:
@@ -145,7 +111,8 @@ def _train(members: Sequence[tuple[Request, Prepared]]) -> list[list[dict]]:
             return [fit(prepared.training, prepared.state, predict, keeping)]
         trainings = [prepared.training for _, prepared in members]
         states = [prepared.state for _, prepared in members]
-        return fit_members(trainings, states, predict, keepings)
+        program = members[0][0].config["train"]["program"]
+        return fit_members(trainings, states, predict, keepings, program)
 
 
 def _keeping(stack: contextlib.ExitStack, request: Request, prepared: Prepared) -> Keeping:
@@ -158,6 +125,8 @@ def _keeping(stack: contextlib.ExitStack, request: Request, prepared: Prepared) 
         state = prepared.state
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         checkpoints.save_initial(adaptation.for_source(variables))
+    if not is_writer():
+        return Keeping(checkpoints, request.folder, request.console)
     # Events after the last checkpoint are written anew.
     steps = prepared.environment["training"]["steps_per_epoch"]
     step = None if epoch is None else epoch * steps + 1

@@ -24,13 +24,12 @@ from medtl_jax import runs
 from medtl_jax.files import write_file
 from medtl_jax.report.ladder import (
     Ladder,
-    entry_of,
     ladder_table,
     percent,
-    to_json,
     write_ladder,
 )
 from medtl_jax.report.ladder_figures import ladder_figures
+from medtl_jax.report.study_page import entry_of, to_json
 from medtl_jax.report.style import save_figures
 
 RESULT, TABLE = "ladder.json", "ladder.md"

@@ -13,6 +13,7 @@ from experiments.assembly import (
     make_feed,
     make_phases,
     new_terms,
+    varying_values,
     with_source_head,
 )
 from experiments.augmentation import check_for_data, say_augmentation
@@ -24,7 +25,7 @@ from experiments.options import (
     group_table,
     loop_settings,
 )
-from experiments.retention import pretrain_terms
+from experiments.retention import pretrain_terms, with_alpha
 from experiments.settings import unused_settings
 from experiments.study import Fitted, Request
 from medtl_jax.data.catalog import Dataset
@@ -80,6 +81,8 @@ def prepare(request: Request) -> Prepared:
     config, console = request.config, request.console
     settings, mesh = loop_settings(config), make_mesh(config)
     check_options_without_data(config)
+    if config["train"]["remat"] and not mesh.scans:
+        console.note("note: train.remat=True saves no memory on a CPU: XLA undoes it there")
     table = group_table(config)
     plan = parse_phases(config["transfer"]["phases"], table)
     begun = trained.begun_card(request.folder)
@@ -93,7 +96,6 @@ def prepare(request: Request) -> Prepared:
     check_splits(dataset, task, settings)
     domain_settings.run_validator(config, task)
     course = make_course(config, settings, plan, {*table.values()}, len(train))
-    new = new_terms(config, task, train.target, course.total)
     console.note(f"training: {course.settings.epochs} epochs of {course.steps} steps")
     table = with_source_head(table, config)
     channels = train.images.shape[-1]
@@ -105,7 +107,7 @@ def prepare(request: Request) -> Prepared:
     if config["transfer"]["probe_first"] and not begun:
         fitted = with_head(fitted, linear_probe(request, fitted, dataset, mesh))
     sets = Sets(dataset, domains, source_set, groups)
-    training, state = _make_training(request, fitted, sets, course, new, table, classifier, mesh)
+    training, state = _make_training(request, fitted, sets, course, table, classifier, mesh)
     return Prepared(
         training=training,
         dataset=dataset,
@@ -141,12 +143,11 @@ def _make_training(
     fitted: Fitted,
     sets: Sets,
     course: Course,
-    new: tuple[Term, ...],
     table: dict[str, str],
     classifier: Task | None,
     mesh: DataMesh,
 ) -> tuple[Training, TrainState]:
-    """The training of the network `fitted`, with the terms `new` and others, and its first state.
+    """The training of the network `fitted`, and its first state.
 
     `table` is that of the whole training, `classifier` as in `Prepared`.
     """
@@ -157,12 +158,17 @@ def _make_training(
     )
     across = adaptation.domain_terms(config, fitted)
     widened = adaptation.widened(config, fitted, across)
-    phases = make_phases(config, widened, (*new, *pre, *across), course, start, table)
+
+    def terms(own: dict) -> tuple[Term, ...]:
+        new = new_terms(own, fitted.task, sets.dataset.splits["train"].target, course.total)
+        return (*new, *with_alpha(own, pre, course.total), *across)
+
+    phases = make_phases(config, widened, terms, course, start, table)
     say_augmentation(config, request.console)
     feed, val = make_feed(request, fitted, sets, start, mesh)
     training = Training(phases, feed, val, fitted.task, course.settings, course.schedules, mesh)
     evaluated = make_evaluated(config, fitted, training)
-    training = dataclasses.replace(training, evaluated=evaluated)
+    training = dataclasses.replace(training, evaluated=evaluated, values=varying_values(config))
     if sets.domains:
         training = adaptation.judged_training(config, fitted, training, sets.domains)
     state = create_state(widened.variables, phases[0].parts, anchored=bool(pre))
@@ -225,7 +231,8 @@ def _begun_variables(request: Request, model: nn.Module) -> dict:
 def make_mesh(config: dict) -> DataMesh:
     """The mesh of `config.train.devices`, over which the batches divide evenly."""
     mesh = data_mesh(config["train"]["devices"])
-    check_batch_size("data.batch_size", config["data"]["batch_size"], mesh)
+    parts = config["train"]["accumulate"]
+    check_batch_size("data.batch_size", config["data"]["batch_size"], mesh, parts)
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
     return mesh
 

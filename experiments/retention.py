@@ -1,5 +1,7 @@
 """L_pre of a run: the terms that hold the network to its pretrained state, with what they need."""
 
+import dataclasses
+
 import numpy as np
 
 from experiments.features import kept_activations, linear_probe, with_head
@@ -65,8 +67,14 @@ def pretrain_terms(
         importance=importance,
         relation=relation,
     )
+    return with_alpha(request.config, (Term("pre", 0.0, term),), total_steps)
+
+
+def with_alpha(config: dict, terms: tuple[Term, ...], total_steps: int) -> tuple[Term, ...]:
+    """The terms of L_pre, each weighted by the config's alpha and its schedule."""
+    transfer = config["transfer"]
     alpha = weight_schedule(transfer["alpha_schedule"], transfer["alpha"], total_steps)
-    return (Term("pre", alpha, term),)
+    return tuple(dataclasses.replace(term, weight=alpha) for term in terms)
 
 
 def _importance(

@@ -5,12 +5,16 @@ import reprlib
 
 from configs import default
 from medtl_jax.data.catalog import TASKS
+from medtl_jax.ensemble.members import AUTO, FASTEST
+from medtl_jax.ensemble.program import PROGRAMS
 from medtl_jax.errors import UserError
 from medtl_jax.models.inputs import CONTRASTS
 from medtl_jax.runs import flat_config
 
 # In the place of a rate: that of the network's own definition.
 OWN_RATE = -1.0
+# Of `train.program`: each run by itself.
+ALONE = "alone"
 
 _RATE = (0, math.nextafter(1.0, 0.0))
 _RANGES = {
@@ -49,6 +53,7 @@ _RANGES = {
     "train.min_steps": (0, 10_000_000),
     "train.epoch_steps": (0, 10_000_000),
     "train.patience": (0, 100_000),
+    "train.accumulate": (1, 65_536),
     "train.label_smoothing": _RATE,
     "train.focal_gamma": (0, 100),
     "train.logit_adjustment": (0, 100),
@@ -59,6 +64,7 @@ _RANGES = {
     "ladder.seeds": (1, 1000),
     "adapt.seeds": (1, 1000),
     "ablation.seeds": (1, 1000),
+    "ensemble.members": (1, 1000),
     "find_lr.steps": (20, 10_000),
     "find_lr.least": (math.ulp(0.0), math.inf),
     "find_lr.most": (math.ulp(0.0), math.inf),
@@ -84,6 +90,8 @@ _OF_STEPS = (
     "train.focal_gamma",
     "train.logit_adjustment",
     "train.swa",
+    "train.accumulate",
+    "train.remat",
     "augment.mixup",
     "augment.cutmix",
 )
@@ -91,6 +99,16 @@ _OF_STEPS = (
 _BESIDE = {
     "eval.tta": ("finetune", "evaluate", "predict"),
     "eval.corruptions": ("finetune", "evaluate"),
+}
+# What several processes do as one, and what in it only one can do, by its usual value: features
+# are kept on the machine that computed them, and views and corruptions belong to the report, which
+# process 0 makes.
+_ACROSS_PROCESSES = ("finetune", "evaluate", "predict")
+_OF_ONE_PROCESS = {
+    "transfer.cache": ("none", _ACROSS_PROCESSES),
+    "transfer.probe_first": (False, _ACROSS_PROCESSES),
+    "eval.tta": (0, ("finetune", "evaluate")),
+    "eval.corruptions": (False, ("finetune", "evaluate")),
 }
 # Keys that some earlier version had not, by their beginnings, but for those that all had. Their
 # defaults are what it did without them: they are off.
@@ -101,6 +119,10 @@ _ADDED = (
     "domain.",
     "adapt.",
     "ablation.",
+    "ensemble.",
+    "train.program",
+    "train.accumulate",
+    "train.remat",
     "eval.tta",
     "eval.corruptions",
 )
@@ -117,6 +139,7 @@ _CHOICES = {
     "train.sampling": ("uniform", "balanced"),
     "train.ordinal": ("corn", "cumulative"),
     "transfer.cache": ("none", "prefix"),
+    "train.program": (AUTO, FASTEST, ALONE, *PROGRAMS),
     "domain.bn": ("auto", "source", "own", "adabn"),
     "probe.kind": ("linear", "knn"),
 }
@@ -196,6 +219,22 @@ def check_ranges(config: dict) -> None:
             raise UserError(
                 f"{key}={flat[key]} is for experiment={names}, not for {flat['experiment']}; leave "
                 "it out, and evaluate a finished run with it"
+            )
+
+
+def check_processes(config: dict) -> None:
+    """UserError for what several processes do not do as one program."""
+    name, flat = config["experiment"], flat_config(config)
+    if name not in _ACROSS_PROCESSES:
+        raise UserError(
+            f"experiment={name} is not run by several processes as one program "
+            f"({', '.join(_ACROSS_PROCESSES)} are); leave out --coordinator and --distributed"
+        )
+    for key, (usual, experiments) in _OF_ONE_PROCESS.items():
+        if name in experiments and flat[key] != usual:
+            raise UserError(
+                f"{key}={flat[key]} is for one process; leave it out, or run without --coordinator "
+                "and --distributed"
             )
 
 

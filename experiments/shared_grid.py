@@ -18,6 +18,7 @@ except ImportError:  # not there on Windows
 from experiments.cells import Cell
 from experiments.ladder_requests import Memos, keep_one
 from experiments.ladder_training import run_seeds
+from experiments.packing import packs
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.errors import UserError
@@ -74,18 +75,13 @@ def train_shared(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     told, failed = False, {}
     while missing := _missing(cells, request.folder, failed):
         worked = False
-        for cell in missing:
-            with _tried(request.folder / LOCKS / cell.name) as ours:
-                if not ours or runs.is_finished(cell.folder(request.folder)):
-                    continue
-                worked = True
-                keep_one(memos, cell)
-                number = f"{cells.index(cell) + 1} of {len(cells)}"
-                try:
-                    run_seeds([cell], request, memos, number)
-                except UserError as error:
-                    failed[cell.name] = error
-                    request.console.note(f"run {number} failed: {error}")
+        for pack in packs([cell.resolved for cell in missing]):
+            with contextlib.ExitStack() as stack:
+                ours = _claimed(stack, [missing[place] for place in pack], request.folder)
+                if ours:
+                    worked = True
+                    keep_one(memos, ours[0])
+                    failed |= _run(ours, cells, request, memos)
         if worked:
             continue
         if not told:
@@ -99,6 +95,38 @@ def train_shared(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
             f"{next(iter(failed.values()))}; there is a table once all are: change their row or "
             "leave it out"
         )
+
+
+def _claimed(
+    stack: contextlib.ExitStack, cells: Sequence[Cell], folder: pathlib.Path
+) -> list[Cell]:
+    """Those of the cells that nobody else is at work on and nobody has finished, until `stack`."""
+    found = []
+    for cell in cells:
+        ours = stack.enter_context(_tried(folder / LOCKS / cell.name))
+        if ours and not runs.is_finished(cell.folder(folder)):
+            found.append(cell)
+    return found
+
+
+def _run(
+    ours: Sequence[Cell], cells: Sequence[Cell], request: Request, memos: Memos
+) -> dict[str, UserError]:
+    """Runs some of the cells together; which have failed, and why."""
+    number = ", ".join(str(cells.index(cell) + 1) for cell in ours) + f" of {len(cells)}"
+    try:
+        run_seeds(ours, request, memos, number)
+    except UserError as error:
+        if len(ours) == 1:
+            request.console.note(f"run {number} failed: {error}")
+            return {ours[0].name: error}
+        # Which of them it was: the others go on by themselves.
+        request.console.note(f"runs {number} failed together, now each by itself: {error}")
+        failed: dict[str, UserError] = {}
+        for cell in ours:
+            failed |= _run([cell], cells, request, memos)
+        return failed
+    return {}
 
 
 def _missing(cells: Sequence[Cell], folder: pathlib.Path, failed: Collection[str]) -> list[Cell]:

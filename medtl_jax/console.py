@@ -14,10 +14,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Console:
-    """Notes and progress on standard output."""
+    """Notes and progress on standard output; nothing at all where it is `quiet`."""
 
-    def __init__(self) -> None:
-        self._rich = rich.console.Console(highlight=False, markup=False, emoji=False)
+    def __init__(self, quiet: bool = False) -> None:
+        self._rich = rich.console.Console(highlight=False, markup=False, emoji=False, quiet=quiet)
 
     def note(self, text: str) -> None:
         """Prints a text, above the bar if there is one; control characters as `?`."""
@@ -29,7 +29,7 @@ class Console:
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Advance]:
         """A function `advance(done, total, text)` to be called as the work proceeds."""
-        if not self._rich.is_terminal:
+        if self._rich.quiet or not self._rich.is_terminal:
             yield self._lines(title)
             return
         columns = (

@@ -5,14 +5,20 @@ import pathlib
 from typing import Any
 
 from medtl_jax.errors import UserError
+from medtl_jax.process import is_writer
 
 
-def write_file(path: pathlib.Path, content: bytes | str) -> None:
+def write_file(path: pathlib.Path, content: bytes | str, *, cached: bool = False) -> None:
     """Writes `content` to `path`, replacing it in one step; text as UTF-8.
+
+    Of several processes that run one program the first alone writes, but for what is `cached`: each
+    machine has a cache of its own.
 
     Raises:
       UserError: the disk is full, the folder is not writable, ...; nothing is left behind.
     """
+    if not (cached or is_writer()):
+        return
     data = content.encode("utf-8") if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,8 +1,12 @@
-"""What a process that computes does before its first import of jax."""
+"""What a process that computes does before its first import of jax, and when it is to end."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
+import signal
+import threading
+from collections.abc import Iterator
 
 
 def keep_freed_memory() -> None:
@@ -39,3 +43,69 @@ def prepare_xla() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Preempted(BaseException):
+    """SIGTERM asked this process to end; what it had reached is saved.
+
+    Like KeyboardInterrupt it is no `Exception`, so that nobody handles it by accident.
+    """
+
+
+class Termination:
+    """What SIGTERM does: it ends the work at once or, while that is `deferred`, where it can be.
+
+    Attributes:
+      asked: whether the signal has come.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self._deferring = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, SIGTERM raises `Preempted`; in a thread that gets no signals, nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.asked = False
+        before = signal.signal(signal.SIGTERM, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, SIGTERM sets `asked` alone: whoever works here looks at it, and stops."""
+        self._deferring += 1
+        try:
+            yield
+        finally:
+            self._deferring -= 1
+        if self.asked and not self._deferring:
+            raise Preempted
+
+    def _handle(self, number, frame) -> None:
+        del number, frame
+        self.asked = True
+        if not self._deferring:
+            raise Preempted
+
+
+termination = Termination()
+
+
+class _Role:
+    follows = False
+
+
+def follow() -> None:
+    """Makes this process one that computes with others and writes no files."""
+    _Role.follows = True
+
+
+def is_writer() -> bool:
+    """Whether this process writes the run's files: of several that run one program, one does."""
+    return not _Role.follows

@@ -20,8 +20,10 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 import medtl_jax
+from medtl_jax.distributed import meet
 from medtl_jax.errors import UserError
 from medtl_jax.files import user_path, write_file
+from medtl_jax.process import is_writer
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 WEIGHTS, CALIBRATION = "weights.safetensors", "calibration.json"
@@ -135,12 +137,21 @@ def check_folder(folder: pathlib.Path, config: dict) -> None:
 def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
     """Makes the run folder with its config and environment, or checks that it is this run's.
 
+    Of several processes that run one program the first makes it, and the others wait for it.
     Called once everything that can be refused has been: a mistake leaves no folder behind. The
     folder is made aside and renamed, so a run killed here leaves none either.
 
     Raises:
       UserError: the folder belongs to another config, or its data or weights have changed.
     """
+    # Nobody makes a folder that another one has not looked for yet.
+    meet()
+    if is_writer():
+        _open_folder(folder, config, environment)
+    meet()
+
+
+def _open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
     check_folder(folder, config)
     if (folder / CONFIG).is_file():
         earlier = read_json(folder / ENVIRONMENT)
@@ -170,8 +181,11 @@ def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
 
 @contextlib.contextmanager
 def hold(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process out of the run folder. UserError if there is one in it."""
-    if fcntl is None:
+    """Keeps a second process out of the run folder. UserError if there is one in it.
+
+    Those that run one program with the process that holds it are in there with it.
+    """
+    if fcntl is None or not is_writer():
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

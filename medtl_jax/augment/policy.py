@@ -58,10 +58,15 @@ def active_transforms(augment: Mapping) -> dict[str, float]:
     on = {name: augment.get(name, 0.0) for name in TRANSFORMS}
     for name, strength in on.items():
         limit = LIMITS[name]
-        if not 0 <= strength <= limit:
+        if not _is_traced(strength) and not 0 <= strength <= limit:
             raise UserError(f"augment.{name}={strength} must lie in 0..{limit:g}")
-    on = {name: strength for name, strength in on.items() if strength}
+    on = {name: strength for name, strength in on.items() if _is_traced(strength) or strength}
     return _at_magnitude(augment, on)
+
+
+def _is_traced(strength: float | jax.Array) -> bool:
+    # That of a member of an ensemble: it was checked as a number, and is on.
+    return isinstance(strength, jax.Array)
 
 
 def _at_magnitude(augment: Mapping, on: dict[str, float]) -> dict[str, float]:
@@ -83,6 +88,8 @@ def _at_magnitude(augment: Mapping, on: dict[str, float]) -> dict[str, float]:
         )
     for name in drawn:
         limit = LIMITS[name]
+        if _is_traced(on[name]):
+            continue
         if name not in _PROBABILITIES and magnitude * on[name] > limit:
             raise UserError(
                 f"augment.randaugment_strength={magnitude} times augment.{name}={on[name]} is "

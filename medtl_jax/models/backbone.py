@@ -91,6 +91,7 @@ class Backbone(nn.Module):
         taps: Mapping[str, jax.Array] | None = None,
         norms: Mapping[str, Update] | None = None,
         start: str = "",
+        remat: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`(logits, out)`, see the class.
 
@@ -104,6 +105,8 @@ class Backbone(nn.Module):
           norms: part -> what the batch norms do while it trains, see `norms.BatchNorm`; those of
             the parts not named use the batch's statistics.
           start: the first part to be run: a stage, or `head`. What comes before it is not in `out`.
+          remat: in training, a stage's values are computed again where its gradient is, instead of
+            being kept: less memory, more time, the same result.
         """
         if domain not in range(self.domains):
             raise ValueError(f"domain {domain}: this model keeps the statistics of {self.domains}")
@@ -124,7 +127,8 @@ class Backbone(nn.Module):
         for name, stage in trunk[first:]:
             if self.decoder and name == FEATURES:
                 break
-            x = stage(x, update=update(name))
+            again = remat and train and name not in frozen
+            x = _run_stage(stage, x, update(name), again)
             if taps and name in taps:
                 x = x + taps[name].astype(x.dtype)
             out[name] = x
@@ -152,3 +156,12 @@ class Backbone(nn.Module):
         decoder = Decoder(self.decoder, self.dropout, self.settings, name=DECODER)
         x = decoder(image, list(out.values()), update=update)
         return PixelHead(self.num_classes, name=HEAD)(x)
+
+
+def _run_stage(stage: nn.Module, x: jax.Array, how: Update, again: bool) -> jax.Array:
+    """The stage's map; with `again` nothing inside it is kept for the gradient."""
+
+    def run(stage, x):
+        return stage(x, update=how)
+
+    return (nn.remat(run) if again else run)(stage, x)

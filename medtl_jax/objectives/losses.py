@@ -37,7 +37,7 @@ def _output(out: Mapping[str, jax.Array], output: str, shape: tuple[int, ...]) -
 
 def cross_entropy(
     weights: np.ndarray,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | jax.Array = 0.0,
     output: str = "logits",
     *,
     focal_gamma: float = 0.0,
@@ -51,13 +51,14 @@ def cross_entropy(
     Args:
       weights: float32 `[k]`; an entry counts with the weight of its class, so the mean is over
         weights, as in torch.
-      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016).
+      label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016);
+        a number, or a traced scalar whose range is the caller's to keep.
       output: the entry of `out` to score: `logits`, or those of an auxiliary head.
       focal_gamma: g above (Lin et al. 2017, equation 4); 0 is the cross-entropy.
       adjustment: float32 `[k]`, added to the logits here and nowhere else: `tau * log prior` of
         Menon et al. 2021, equation 10.
     """
-    if not 0 <= label_smoothing < 1:
+    if not isinstance(label_smoothing, jax.Array) and not 0 <= label_smoothing < 1:
         raise UserError(f"train.label_smoothing={label_smoothing} must lie in 0 <= s < 1")
     classes = len(weights)
 

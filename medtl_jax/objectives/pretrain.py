@@ -21,6 +21,7 @@ terms that compare the two are not 0 before the first update.
 import math
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 
 from medtl_jax.data.catalog import Array
@@ -116,7 +117,7 @@ def check_pretrain(
             )
 
 
-def weight_schedule(kind: str, value: float, total_steps: int) -> float | Schedule:
+def weight_schedule(kind: str, value: float | jax.Array, total_steps: int) -> float | Schedule:
     """The weight of a loss: a number if `constant`, else a float32 function of the step from 0.
 
     `linear` and `cosine` (half a period) fall from `value` at the first step to 0 at the last,
@@ -125,7 +126,7 @@ def weight_schedule(kind: str, value: float, total_steps: int) -> float | Schedu
     if kind not in SCHEDULES:
         raise UserError(f"the schedule {kind!r} is not known; choose from {', '.join(SCHEDULES)}")
     if kind == "constant":
-        return float(value)
+        return value if isinstance(value, jax.Array) else float(value)
 
     def weight(step):
         passed = jnp.asarray(step, jnp.float32) / max(total_steps - 1, 1)

@@ -6,35 +6,28 @@ A row is one setting of each axis, trained with several seeds.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Unpack
 
 from matplotlib.figure import Figure
 
-from medtl_jax.files import write_file
-from medtl_jax.report.ladder import (
-    Rung,
-    cost_cells,
+from medtl_jax.report.ladder import Rung, cost_cells
+from medtl_jax.report.markup import bullets, pictures, section, side_by_side, subsection, table
+from medtl_jax.report.study_page import (
+    Cells,
+    Study,
     entry_of,
-    markdown_table,
+    markdown_page,
     mean_text,
+    notes_section,
+    scores_text,
     signed_table,
+    size_text,
     spread_text,
-)
-from medtl_jax.report.markup import (
-    as_json,
-    bullets,
-    details,
-    facts,
-    page,
-    pictures,
-    rich_table,
-    section,
-    side_by_side,
-    subsection,
-    table,
-    text,
+    unit_of,
+    write_study,
 )
 from medtl_jax.report.style import BLUE, GREY, new_figure, short_labels, styled, with_interval
-from medtl_jax.report.tables import label_of, printable
+from medtl_jax.report.tables import label_of
 
 _ROW = 0.27
 
@@ -76,13 +69,8 @@ class Ablation:
 
 def ablation_table(found: Ablation) -> str:
     """Returns the verdicts, a table for each metric and how to read them, as Markdown."""
-    parts = ["\n".join(f"- {line}" for line in conclusions(found))]
-    parts += [markdown_table(*_table_of(found, metric)) for metric in found.metrics]
-    parts.append("\n".join(f"- {line}" for line in reading(found)))
-    if found.notes:
-        parts.append("Notes of the runs:")
-        parts.append("\n".join(f"- {printable(line)}" for line in found.notes))
-    return "\n\n".join(parts) + "\n"
+    tables = [_table_of(found, metric) for metric in found.metrics]
+    return markdown_page(conclusions(found), tables, reading(found), found.notes)
 
 
 def conclusions(found: Ablation) -> list[str]:
@@ -90,11 +78,7 @@ def conclusions(found: Ablation) -> list[str]:
     size = "picks nothing: no row has a validation value to pick by"
     if found.picked:
         row = next(row for row in found.rows if row.strategy == found.picked)
-        values = ", ".join(
-            f"{label_of(metric)} {with_interval(entry_of(value))}"
-            for metric, value in row.test.items()
-        )
-        size = f"picks {found.picked}; test {values}"
+        size = f"picks {found.picked}; test {scores_text(row.test)}"
     lines = [f"validation {found.select} {size}"]
     others = [row for row in found.rows if row.against]
     for metric in found.metrics:
@@ -105,11 +89,10 @@ def conclusions(found: Ablation) -> list[str]:
 
 def reading(found: Ablation) -> list[str]:
     """Returns what one has to know to read the table, a line each."""
-    unit = "images" if found.patients is None else "patients"
-    size = f"{found.images} images"
-    size += "" if found.patients is None else f" of {found.patients} patients"
+    size = size_text(found.images, found.patients)
     several = found.seeds > 1
-    covered = f"other test {unit}" + (" and other seeds" if several else " only")
+    covered = f"other test {unit_of(found.patients)}"
+    covered += " and other seeds" if several else " only"
     return [
         f"Test split: {size}, the same for every run; means over {found.seeds} "
         f"seed{'s' * several}. The 95 % intervals cover {covered}; sd is the standard deviation "
@@ -124,7 +107,7 @@ def reading(found: Ablation) -> list[str]:
     ]
 
 
-def _table_of(found: Ablation, metric: str) -> tuple[list[str], list[list[str]]]:
+def _table_of(found: Ablation, metric: str) -> Cells:
     """Head and rows of one metric, all of them text; costs stand by the first one."""
     axes = list(next(iter(found.labels.values())))
     head = [*axes, f"{label_of(metric)} (95 % CI)", "verdict"]
@@ -185,44 +168,30 @@ def write_ablation(
     path: pathlib.Path,
     *,
     found: Ablation,
-    title: str,
-    command: str,
-    config: dict,
-    environment: dict,
-    commands: Mapping[str, str],
     figures: Mapping[str, Figure],
+    **study: Unpack[Study],
 ) -> None:
     """Writes the page to `path`, whole or not at all; equal inputs, equal bytes.
 
     Args:
       path: the HTML file.
       found: what was found.
-      title: headline.
-      command: the command line that repeats all of it.
-      config: of the study.
-      environment: versions and devices.
-      commands: the command line that repeats each run alone, by its folder.
       figures: see `rows_figure`.
+      study: title, commands, configuration and environment.
 
     Raises:
       UserError: the file cannot be written.
     """
-    alone = [(folder, [f"<code>{text(line)}</code>"]) for folder, line in commands.items()]
     sections = [
         section("What differs", bullets(conclusions(found))),
         section("All rows", "".join(_metric_part(found, metric) for metric in found.metrics)),
         side_by_side(list(pictures(figures).values())),
         section("How to read it", bullets(reading(found))),
         section("The axes", table(("axis", "setting", "what it sets"), list(found.sets))),
-        section("Notes of the runs", bullets(found.notes) or "<p>None.</p>"),
-        section("How to repeat it", f'<pre class="command">{text(command)}</pre>'),
-        details("every run alone", rich_table(("run", "command"), alone)),
-        section("Configuration", details("all settings", as_json(config))),
-        section("Environment", facts(environment)),
+        notes_section(found.notes),
     ]
-    write_file(path, page(title, "\n".join(sections)))
+    write_study(path, sections, **study)
 
 
 def _metric_part(found: Ablation, metric: str) -> str:
-    head, rows = _table_of(found, metric)
-    return subsection(label_of(metric), signed_table(head, rows))
+    return subsection(label_of(metric), signed_table(*_table_of(found, metric)))

@@ -7,34 +7,32 @@ the target's labels.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from medtl_jax.files import write_file
-from medtl_jax.metrics.compare import BETTER, WORSE, lower_is_better
+from medtl_jax.metrics.compare import lower_is_better
 from medtl_jax.metrics.seeds import Estimate, Judged, Sampled, difference, judge, pick
-from medtl_jax.report import ladder
-from medtl_jax.report.ladder import entry_of, markdown_table
-from medtl_jax.report.markup import (
-    as_json,
-    bullets,
-    details,
-    facts,
-    page,
-    pictures,
-    rich_table,
-    section,
-    side_by_side,
-    subsection,
-    table,
-    text,
+from medtl_jax.report import study_page
+from medtl_jax.report.markup import bullets, pictures, section, side_by_side, subsection, table
+from medtl_jax.report.study_page import (
+    Cells,
+    Study,
+    entry_of,
+    markdown_page,
+    mean_text,
+    notes_section,
+    scores_text,
+    signed_table,
+    size_text,
+    spread_text,
+    unit_of,
+    write_study,
 )
 from medtl_jax.report.style import with_interval
-from medtl_jax.report.tables import format_value, label_of, printable
+from medtl_jax.report.tables import label_of, printable
 
 # What a method is beside its name: one that is compared, or a bound.
 ADAPTED, SOURCE_ONLY, SUPERVISED = "", "lower bound: source only", "upper bound: target labels"
@@ -182,19 +180,15 @@ def compare_methods(
 
 def to_json(found: Adaptation) -> dict:
     """Returns everything in `found` and its picks, ready for JSON; what is undefined is None."""
-    return {**ladder.to_json(found), "picks": found.picks, "picked": found.picked}
+    return {**study_page.to_json(found), "picks": found.picks, "picked": found.picked}
 
 
 def adaptation_table(found: Adaptation) -> str:
     """Returns the tables, the picks and how to read them, as Markdown."""
-    parts = ["\n".join(f"- {printable(line)}" for line in picks(found))]
-    parts += [markdown_table(*_table_of(found, metric)) for metric in found.metrics]
-    parts += ["Validators:", markdown_table(*_validator_table(found))]
-    parts.append("\n".join(f"- {line}" for line in reading(found)))
-    if found.notes:
-        parts.append("Notes:")
-        parts.append("\n".join(f"- {printable(line)}" for line in found.notes))
-    return "\n\n".join(parts) + "\n"
+    tables = [_table_of(found, metric) for metric in found.metrics]
+    tables += ["Validators:", _validator_table(found)]
+    verdicts = [printable(line) for line in picks(found)]
+    return markdown_page(verdicts, tables, reading(found), found.notes, noted="Notes")
 
 
 def picks(found: Adaptation) -> list[str]:
@@ -221,8 +215,7 @@ def picks(found: Adaptation) -> list[str]:
 def _scores(found: Adaptation, name: str) -> str:
     """`; target test AUC 0.9 (0.8 to 1.0)` of a method; nothing of a target without labels."""
     test = next(method.test for method in found.methods if method.name == name)
-    values = [f"{label_of(metric)} {with_interval(entry_of(v))}" for metric, v in test.items()]
-    return f"; target test {', '.join(values)}" if values else ""
+    return f"; target test {scores_text(test)}" if test else ""
 
 
 def reading(found: Adaptation) -> list[str]:
@@ -242,10 +235,9 @@ def reading(found: Adaptation) -> list[str]:
     ]
     if not found.images:
         return [*lines, "The target's test split has no labels: there are no target scores."]
-    unit = "images" if found.patients is None else "patients"
-    size = f"{found.images} images"
-    size += "" if found.patients is None else f" of {found.patients} patients"
-    covered = f"other test {unit}" + (" and other seeds" if found.seeds > 1 else " only")
+    size = size_text(found.images, found.patients)
+    covered = f"other test {unit_of(found.patients)}"
+    covered += " and other seeds" if found.seeds > 1 else " only"
     return [
         *lines,
         f"Test split of the target: {size}, the same for every run; means over {seeds}. The 95 % "
@@ -284,7 +276,7 @@ def _name(found: Adaptation, method: Method) -> str:
     return method.name + (f" ({'; '.join(words)})" if words else "")
 
 
-def _table_of(found: Adaptation, metric: str) -> tuple[list[str], list[list[str]]]:
+def _table_of(found: Adaptation, metric: str) -> Cells:
     """Head and rows of one metric on the target's test split, all of them text."""
     head = ["method", f"target {label_of(metric)} (95 % CI)", "verdict"]
     head += [f"minus {found.reference} (95 % CI)"]
@@ -300,13 +292,12 @@ def _table_of(found: Adaptation, metric: str) -> tuple[list[str], list[list[str]
         row += [judged.verdict, with_interval(entry_of(judged.estimate))] if judged else ["", ""]
         if found.statistics_alone:
             row.append(method.beyond[metric].verdict if metric in method.beyond else "")
-        row += ["" if math.isnan(value.spread) else f"{value.spread:.4f}"]
-        row += [_mean(method.values.get(found.validator, ()))]
-        rows.append(row + [_mean(method.oracle)] * oracle)
+        row += [spread_text(value.spread), mean_text(method.values.get(found.validator, ()))]
+        rows.append(row + [mean_text(method.oracle)] * oracle)
     return head, rows
 
 
-def _validator_table(found: Adaptation) -> tuple[list[str], list[list[str]]]:
+def _validator_table(found: Adaptation) -> Cells:
     """Head and rows: the mean of each validator for each method, the best one marked."""
     chosen = found.picks
     head = ["method"]
@@ -318,72 +309,43 @@ def _validator_table(found: Adaptation) -> tuple[list[str], list[list[str]]]:
         row = [_name(found, method)]
         for name in found.validators:
             best = " (best)" if chosen[name] == method.name else ""
-            row.append(_mean(method.values[name]) + best)
+            row.append(mean_text(method.values[name]) + best)
         rows.append(row)
     return head, rows
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    """The mean over the seeds, `undefined` where one has none; nothing where there are none."""
-    if not values:
-        return ""
-    known = all(value is not None and math.isfinite(value) for value in values)
-    return format_value({"value": float(np.mean(values)) if known else None})
 
 
 def write_adaptation(
     path: pathlib.Path,
     *,
     found: Adaptation,
-    title: str,
-    command: str,
-    config: dict,
-    environment: dict,
-    commands: Mapping[str, str],
     figures: Mapping[str, Figure],
+    **study: Unpack[Study],
 ) -> None:
     """Writes the page to `path`, whole or not at all; equal inputs, equal bytes.
 
     Args:
       path: the HTML file.
       found: what was found.
-      title: headline.
-      command: the command line that repeats all of it.
-      config: of all runs.
-      environment: versions and devices.
-      commands: the command line that repeats each run alone, by its folder.
       figures: see `adaptation_figures`.
+      study: title, commands, configuration and environment.
 
     Raises:
       UserError: the file cannot be written.
     """
-    alone = [(folder, [f"<code>{text(line)}</code>"]) for folder, line in commands.items()]
     scores = "".join(_metric_part(found, metric) for metric in found.metrics)
     kinds = [(name, what.summary, _better(what)) for name, what in found.validators.items()]
     sections = [
         section("Which method", bullets(picks(found))),
         section("All methods", scores or "<p>The target's test split has no labels.</p>"),
         side_by_side(list(pictures(figures).values())),
-        section("Validators", _rows_as_html(*_validator_table(found))),
+        section("Validators", signed_table(*_validator_table(found))),
         table(("validator", "what it is", "direction"), kinds),
         section("How to read it", bullets(reading(found))),
         section("The methods", table(("method", "what it is"), list(found.summaries.items()))),
-        section("Notes", bullets(found.notes) or "<p>None.</p>"),
-        section("How to repeat it", f'<pre class="command">{text(command)}</pre>'),
-        details("every run alone", rich_table(("run", "command"), alone)),
-        section("Configuration", details("all settings", as_json(config))),
-        section("Environment", facts(environment)),
+        notes_section(found.notes, "Notes"),
     ]
-    write_file(path, page(title, "\n".join(sections)))
+    write_study(path, sections, **study)
 
 
 def _metric_part(found: Adaptation, metric: str) -> str:
-    return subsection(label_of(metric), _rows_as_html(*_table_of(found, metric)))
-
-
-def _rows_as_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose verdicts have a sign."""
-    words = {BETTER: "▲ better", WORSE: "▼ worse"}
-    signs = {verdict: f'<b class="fixed">{sign}</b>' for verdict, sign in words.items()}
-    body = [(row[0], [signs.get(cell, text(cell)) for cell in row[1:]]) for row in rows]
-    return rich_table(head, body)
+    return subsection(label_of(metric), signed_table(*_table_of(found, metric)))

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from medtl_jax.domain.validators import sampled_rows
 from medtl_jax.report.adaptation import SOURCE_ONLY, SUPERVISED, Adaptation
-from medtl_jax.report.ladder import entry_of
+from medtl_jax.report.study_page import entry_of
 from medtl_jax.report.style import (
     BLUE,
     DASHES,

@@ -4,33 +4,30 @@ A rung is one strategy trained on one fraction of the labels, with several seeds
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from medtl_jax.files import write_file
-from medtl_jax.metrics.compare import BETTER, WORSE
 from medtl_jax.metrics.seeds import Estimate, Judged
-from medtl_jax.report.markup import (
-    as_json,
-    bullets,
-    details,
-    facts,
-    page,
-    pictures,
-    rich_table,
-    section,
-    side_by_side,
-    subsection,
-    table,
-    text,
+from medtl_jax.report.markup import bullets, pictures, section, side_by_side, subsection, table
+from medtl_jax.report.study_page import (
+    Cells,
+    Study,
+    entry_of,
+    markdown_page,
+    mean_text,
+    notes_section,
+    scores_text,
+    signed_table,
+    size_text,
+    spread_text,
+    unit_of,
+    write_study,
 )
 from medtl_jax.report.style import with_interval
-from medtl_jax.report.tables import format_value, label_of, printable
+from medtl_jax.report.tables import label_of, printable
 
 _MEGABYTE = 1e6
 _ALONE = (
@@ -137,43 +134,13 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.6g}"
 
 
-def to_json(result) -> dict:
-    """Returns everything in a result, a `Ladder` or the like, ready for JSON; undefined is None."""
-    return _plain(dataclasses.asdict(result))
-
-
-def _plain(value):
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def ladder_table(ladder: Ladder) -> str:
     """Returns the tables of all fractions, the picks and how to read them, as Markdown."""
-    parts = ["\n".join(f"- {line}" for line in picks(ladder))]
+    tables: list[str | Cells] = []
     for level in ladder.levels:
-        parts.append(f"**{_heading(ladder, level)}**")
-        parts += [markdown_table(*_table_of(ladder, level, metric)) for metric in ladder.metrics]
-    parts.append("\n".join(f"- {line}" for line in reading(ladder)))
-    if ladder.notes:
-        parts.append("Notes of the runs:")
-        parts.append("\n".join(f"- {printable(line)}" for line in ladder.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are also aligned as plain text."""
-    # Names come from outside; a bar in one would be a column.
-    head, *rows = ([cell.replace("|", "\\|") for cell in cells] for cells in (head, *rows))
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, rows)])
+        tables.append(f"**{_heading(ladder, level)}**")
+        tables += [_table_of(ladder, level, metric) for metric in ladder.metrics]
+    return markdown_page(picks(ladder), tables, reading(ladder), ladder.notes)
 
 
 def picks(ladder: Ladder) -> list[str]:
@@ -185,18 +152,13 @@ def picks(ladder: Ladder) -> list[str]:
             lines.append(f"{share}: no strategy has a validation {ladder.select} to pick by")
             continue
         rung = next(rung for rung in level.rungs if rung.strategy == level.picked)
-        values = ", ".join(
-            f"{label_of(name)} {with_interval(entry_of(found))}"
-            for name, found in rung.test.items()
-        )
-        lines.append(f"{share}: validation picks {level.picked}; test {values}")
+        lines.append(f"{share}: validation picks {level.picked}; test {scores_text(rung.test)}")
     return lines
 
 
 def reading(ladder: Ladder) -> list[str]:
     """Returns what one has to know to read the table, a line each."""
-    size = f"{ladder.images} images"
-    size += "" if ladder.patients is None else f" of {ladder.patients} patients"
+    size = size_text(ladder.images, ladder.patients)
     return [
         f"Test split: {size}, the same for every run; means over {ladder.seeds} "
         f"seed{'s' * (ladder.seeds > 1)}.",
@@ -217,7 +179,7 @@ def reading(ladder: Ladder) -> list[str]:
 
 def _covered(ladder: Ladder) -> list[str]:
     """What the intervals cover, which depends on what the seeds have of their own."""
-    unit = "images" if ladder.patients is None else "patients"
+    unit = unit_of(ladder.patients)
     tested = f"other test {unit} (bootstrap, the same draws for every run)"
     if ladder.seeds == 1:
         one = "one seed says nothing of how another training would end."
@@ -269,7 +231,7 @@ def _count(images: Sequence[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _table_of(ladder: Ladder, level: Level, metric: str) -> tuple[list[str], list[list[str]]]:
+def _table_of(ladder: Ladder, level: Level, metric: str) -> Cells:
     """Head and rows of one fraction and metric, all of them text; costs stand by the first one."""
     head = ["strategy", f"{label_of(metric)} (95 % CI)", "verdict"]
     head += [f"minus {ladder.reference} (95 % CI)", "sd"]
@@ -299,82 +261,44 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def entry_of(found: Estimate) -> dict:
-    """Returns an estimate as an entry of `metrics.json`, as far as it is formatted."""
-    return {"value": None if math.isnan(found.value) else found.value, "ci95": found.interval}
-
-
-def spread_text(value: float) -> str:
-    """Returns a standard deviation as words, empty where there is none."""
-    return "" if math.isnan(value) else f"{value:.4f}"
-
-
-def mean_text(values: Sequence[float | None]) -> str:
-    """Returns the mean over the seeds as words, as it is undefined where one of them has none."""
-    known = all(value is not None and math.isfinite(value) for value in values)
-    return format_value({"value": float(np.mean(values)) if known else None})
-
-
 def write_ladder(
     path: pathlib.Path,
     *,
     ladder: Ladder,
-    title: str,
-    command: str,
-    config: dict,
-    environment: dict,
-    commands: Mapping[str, str],
     figures: Mapping[str, Figure],
+    **study: Unpack[Study],
 ) -> None:
     """Writes the page of a ladder to `path`, whole or not at all; equal inputs, equal bytes.
 
     Args:
       path: the HTML file.
       ladder: what was found.
-      title: headline.
-      command: the command line that repeats the ladder.
-      config: of the ladder.
-      environment: versions and devices.
-      commands: the command line that repeats each run alone, by its folder.
       figures: see `ladder_figures.ladder_figures`.
+      study: title, commands, configuration and environment.
 
     Raises:
       UserError: the file cannot be written.
     """
-    drawn = pictures(figures)
     strategies = [
         (name, words, "; ".join(f"{key}={value}" for key, value in ladder.settings[name].items()))
         for name, words in ladder.summaries.items()
     ]
-    alone = [(folder, [f"<code>{text(line)}</code>"]) for folder, line in commands.items()]
     sections = [
         section("Which strategy", bullets(picks(ladder))),
-        side_by_side(list(drawn.values())),
+        side_by_side(list(pictures(figures).values())),
         section("All strategies", "".join(_level(ladder, level) for level in ladder.levels)),
         section("How to read it", bullets(reading(ladder))),
         section("The strategies", table(("strategy", "what it is", "what it sets"), strategies)),
-        section("Notes of the runs", bullets(ladder.notes) or "<p>None.</p>"),
+        notes_section(ladder.notes),
         section("Costs", "".join(_costs(ladder, level) for level in ladder.levels)),
-        section("How to repeat it", f'<pre class="command">{text(command)}</pre>'),
-        details("every run alone", bullets([_ALONE]) + rich_table(("run", "command"), alone)),
-        section("Configuration", details("all settings", as_json(config))),
-        section("Environment", facts(environment)),
     ]
-    write_file(path, page(title, "\n".join(sections)))
+    write_study(path, sections, alone=[_ALONE], **study)
 
 
 def _level(ladder: Ladder, level: Level) -> str:
     """The tables of one fraction, a verdict with its sign."""
     parts = [signed_table(*_table_of(ladder, level, metric)) for metric in ladder.metrics]
     return subsection(_heading(ladder, level), "".join(parts))
-
-
-def signed_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table as HTML whose verdicts have a sign."""
-    words = {BETTER: "▲ better", WORSE: "▼ worse"}
-    signs = {verdict: f'<b class="fixed">{sign}</b>' for verdict, sign in words.items()}
-    body = [(row[0], [signs.get(cell, text(cell)) for cell in row[1:]]) for row in rows]
-    return rich_table(head, body)
 
 
 def _costs(ladder: Ladder, level: Level) -> str:

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from medtl_jax.metrics.seeds import Estimate
-from medtl_jax.report.ladder import Ladder, Level, Rung, entry_of, percent, val_images
+from medtl_jax.report.ladder import Ladder, Level, Rung, percent, val_images
+from medtl_jax.report.study_page import entry_of
 from medtl_jax.report.style import (
     BLUE,
     GREY,

@@ -1,15 +1,24 @@
-"""The last and the best checkpoint of a run, written by orbax in the background."""
+"""The last and the best checkpoint of a run, written by orbax in the background.
+
+Several processes that run one program write and read them together, in a folder that all of them
+reach. What they have written one process reads as well, and the reverse.
+"""
 
 import contextlib
+import dataclasses
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from medtl_jax.errors import UserError
+from medtl_jax.process import is_writer
+from medtl_jax.training.devices import data_mesh
 
 Tree = Any
 
@@ -17,6 +26,22 @@ Tree = Any
 def _flatten(tree: Tree) -> dict[str, jax.Array]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _saved(tree: Tree) -> ocp.args.StandardSave:
+    """What orbax is to write: arrays of all processes, as no other can be shared by them."""
+    if jax.process_count() > 1:
+        mesh = data_mesh()
+        tree = mesh.place(tree, mesh.replicated)
+    return ocp.args.StandardSave(_flatten(tree))
+
+
+class _Manager(ocp.CheckpointManager):
+    """One that leaves it to the training to find the step to stop at, which is asked for once."""
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 def _manager(folder: pathlib.Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
@@ -27,7 +52,7 @@ def _manager(folder: pathlib.Path, keep: int, read_only: bool) -> ocp.Checkpoint
         create=not read_only,
     )
     handlers = {"tree": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+    return _Manager(folder.absolute(), options=options, item_handlers=handlers)
 
 
 @contextlib.contextmanager
@@ -75,14 +100,57 @@ def _restore_tree(manager: ocp.CheckpointManager, epoch: int, template: Tree) ->
     with _reading(manager, epoch):
         saved = manager.restore(epoch, args=arguments)
     leaves = [saved.tree[name] for name in wanted]
+    if jax.process_count() > 1:
+        # Bound to no device, they may be placed on those of all processes.
+        leaves = [jnp.asarray(np.asarray(leaf)) for leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """An epoch as far as it has come.
+
+    Attributes:
+      state: after its last step.
+      logged: what each of its steps has logged.
+      seconds, cpu_seconds, compile_seconds: what they took, as in `loop.Trained`.
+    """
+
+    state: Tree
+    logged: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """How many steps have been made."""
+        return len(self.logged)
+
+
+_SECONDS = ("seconds", "cpu_seconds", "compile_seconds")
+
+
+def _begun_from_json(found: Any, state: Tree) -> Begun:
+    """ValueError for what `Checkpoints.save_begun` has not written."""
+    logged, seconds = found["logged"], [found[name] for name in _SECONDS]
+    if not isinstance(logged, list) or not all(isinstance(step, dict) for step in logged):
+        raise ValueError("no logs of steps")
+    values = [*seconds, *(value for step in logged for value in step.values())]
+    if not logged or not all(isinstance(value, float) for value in values):
+        raise ValueError("logs that are no numbers")
+    if any(step.keys() != logged[0].keys() for step in logged):
+        raise ValueError("steps with other logs")
+    steps = [{name: np.float32(value) for name, value in step.items()} for step in logged]
+    return Begun(state, steps, *seconds)
+
+
 class Checkpoints:
-    """`last/` (the state and the epoch log), `best/` (what to evaluate with), `initial/`.
+    """`last/` (the state and the epoch log), `best/` (what to evaluate with), `initial/`, `begun/`.
 
     `initial/` holds the variables before training, where they are wanted again: they never change,
-    and every `last/` is spared them.
+    and every `last/` is spared them. `begun/` holds the state in the midst of an epoch, where the
+    training was asked to stop there.
 
     The best of an epoch is on disk before the last of that epoch is begun, and one older best is
     kept: whatever moment a run is killed at, the last checkpoint's best epoch is there too.
@@ -93,7 +161,7 @@ class Checkpoints:
             raise UserError(f"{folder} does not exist: that run saved no checkpoint")
         self._last = _manager(folder / "last", 1, read_only)
         self._best = _manager(folder / "best", 2, read_only)
-        self._initial = folder / "initial"
+        self._initial, self._begun = folder / "initial", folder / "begun"
 
     def __enter__(self):
         return self
@@ -109,24 +177,52 @@ class Checkpoints:
             for later in self._best.all_steps():
                 if later >= epoch:
                     self._best.delete(later)
-            tree = ocp.args.StandardSave(_flatten(jax.tree.map(jnp.copy, best)))
+            tree = _saved(jax.tree.map(jnp.copy, best))
             self._best.save(epoch, args=ocp.args.Composite(tree=tree))
             self._best.wait_until_finished()
         self._last.save(
             epoch,
             args=ocp.args.Composite(
-                tree=ocp.args.StandardSave(_flatten(jax.tree.map(jnp.copy, state))),
+                tree=_saved(jax.tree.map(jnp.copy, state)),
                 history=ocp.args.JsonSave({"epochs": history}),
             ),
         )
+        if is_writer():
+            shutil.rmtree(self._begun, ignore_errors=True)
+
+    def save_begun(self, finished: int, begun: Begun) -> None:
+        """Writes how far the epoch after `finished` ones has come."""
+        # The logs are float32: as Python's floats, and as text, they are the same numbers.
+        logged = [{name: float(value) for name, value in step.items()} for step in begun.logged]
+        record = {"logged": logged, **{name: getattr(begun, name) for name in _SECONDS}}
+        tree = _saved(begun.state.replace(anchor=None))
+        with _manager(self._begun, 1, False) as manager:
+            for earlier in manager.all_steps():
+                manager.delete(earlier)
+            manager.save(
+                finished, args=ocp.args.Composite(tree=tree, history=ocp.args.JsonSave(record))
+            )
+            manager.wait_until_finished()
+
+    def restore_begun(self, finished: int, template: Tree) -> Begun | None:
+        """How far the epoch after `finished` ones had come; None where it had not begun."""
+        if not self._begun.is_dir():
+            return None
+        with _manager(self._begun, 1, True) as manager:
+            if finished not in manager.all_steps():
+                return None
+            state = _restore_tree(manager, finished, template)
+            arguments = ocp.args.Composite(history=ocp.args.JsonRestore())
+            with _reading(manager, finished):
+                found = manager.restore(finished, args=arguments).history
+                return _begun_from_json(found, state)
 
     def save_initial(self, variables: Tree) -> None:
         """Writes the variables that training begins with, before its first step."""
         with _manager(self._initial, 1, False) as manager:
             for epoch in manager.all_steps():
                 manager.delete(epoch)
-            tree = ocp.args.StandardSave(_flatten(variables))
-            manager.save(0, args=ocp.args.Composite(tree=tree))
+            manager.save(0, args=ocp.args.Composite(tree=_saved(variables)))
             manager.wait_until_finished()
 
     def restore_initial(self, template: Tree) -> Tree:

@@ -43,17 +43,18 @@ def make_predict(
 
     def predict(variables, images, then: Reduce = lambda logits: logits):
         # They may come from a checkpoint, which knows nothing of these devices.
-        variables = jax.device_put(variables, mesh.replicated)
+        variables = mesh.place(variables, mesh.replicated)
         batches = evaluation_batches(len(images), batch_size)
         if is_streamed(images):
+            own = batches.indices[:, mesh.own_rows(batch_size)]
             parts = (
-                streamed_step(variables, jax.device_put(batch["image"], mesh.batched))
-                for batch in stream_batches({"image": images}, batches.indices)
+                streamed_step(variables, mesh.place_rows(batch["image"], batch_size))
+                for batch in stream_batches({"image": images}, own)
             )
         else:
-            images = jax.device_put(images, mesh.replicated)
+            images = mesh.place(images, mesh.replicated)
             parts = (
-                resident_step(variables, images, jax.device_put(rows, mesh.batched))
+                resident_step(variables, images, mesh.place(rows, mesh.batched))
                 for rows in batches.indices
             )
         return joined(map(then, fetched(parts)), len(images))

@@ -11,20 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medtl_jax.console import Console
+from medtl_jax.console import Advance, Console
 from medtl_jax.data.catalog import Dataset, Split
 from medtl_jax.data.loader import steps_per_epoch
 from medtl_jax.data.streams import is_streamed
+from medtl_jax.distributed import Stop
 from medtl_jax.domain.selection import Validator
 from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
 from medtl_jax.metrics.scores import task_scores
 from medtl_jax.models.backbone import HEAD
 from medtl_jax.objectives.task import Task, check_select
-from medtl_jax.training.checkpoint import Checkpoints
+from medtl_jax.process import Preempted, termination
+from medtl_jax.training.checkpoint import Begun, Checkpoints
 from medtl_jax.training.devices import DataMesh
 from medtl_jax.training.inference import Predict, is_finite
-from medtl_jax.training.runner import Feed, Runner
+from medtl_jax.training.runner import Feed, Runner, mean_logs
 from medtl_jax.training.selection import best_so_far, check_validation, task_validator
 from medtl_jax.training.step import StepParts, TrainState, evaluation_variables
 from medtl_jax.transfer.groups import FROZEN
@@ -87,10 +89,16 @@ def write_history(path: pathlib.Path, history: list[dict]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPhase:
-    """A stretch of the training with parts of its own, from the epoch `first` (0-based) on."""
+    """A stretch of the training with parts of its own, from the epoch `first` (0-based) on.
+
+    Attributes:
+      varied: `fn(values)`, the parts with other values, which may be traced, of some settings: see
+        `Training.values`. None where there are no such settings.
+    """
 
     first: int
     parts: StepParts
+    varied: Callable[[Mapping[str, jax.Array]], StepParts] | None = None
 
 
 def validate(predict: Predict, variables, images, target: np.ndarray, task: Task) -> dict:
@@ -120,6 +128,8 @@ class Training:
       validated: of these, those that the labelled split is predicted with.
       judged: `fn(predict, variables)`, of these further values for the record of the epoch.
       validator: names the best epoch; None = `settings.select` on the validation split.
+      values: of the settings in which this training may differ from another one that is a member
+        of the same program, see `TrainingPhase.varied`.
     """
 
     phases: Sequence[TrainingPhase]
@@ -133,6 +143,7 @@ class Training:
     validated: Callable[[dict], dict] = lambda variables: variables
     judged: Callable[[Predict, dict], dict] = lambda predict, variables: {}
     validator: Validator | None = None
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def chosen_by(self) -> Validator:
@@ -159,13 +170,16 @@ class Epoch:
     state: TrainState
     indices: Mapping[str, np.ndarray]
 
+    def __len__(self) -> int:
+        return len(self.indices["train"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """The state after an epoch, the mean of each log, and what it took.
 
     `seconds` and `cpu_seconds` are without those of compilation; `cost` is that of
-    `runner.Runner.cost`.
+    `runner.Runner.cost`; `program` says how the members of a program were computed.
     """
 
     state: TrainState
@@ -174,6 +188,7 @@ class Trained:
     cpu_seconds: float
     cost: Mapping[str, float]
     compile_seconds: float = 0.0
+    program: str = ""
 
 
 def fit(training: Training, state: TrainState, predict: Predict, keeping: Keeping) -> list[dict]:
@@ -184,27 +199,72 @@ def fit(training: Training, state: TrainState, predict: Predict, keeping: Keepin
     Continues after the last checkpoint if there is one, with the optimizer of its phase. At the
     first epoch of a phase its optimizer begins anew, without the moments of the phase before.
     Writes `metrics.jsonl` as it goes, and tells `keeping.record_events` of each new epoch.
+
+    Raises:
+      Preempted: after SIGTERM, once the state at the step that was reached is saved; the training
+        goes on from there. Where an epoch is one program, it is finished first.
     """
-    work, run, phase = epochs(training, state, predict, keeping), None, None
-    key, done = jax.random.key(training.settings.seed), None
+    with termination.deferred():
+        return _fit(training, epochs(training, state, predict, keeping), keeping)
+
+
+def _fit(
+    training: Training, work: Generator[Epoch, Trained | None, list[dict]], keeping: Keeping
+) -> list[dict]:
+    key, stop = jax.random.key(training.settings.seed), Stop()
+    run = phase = done = None
     while True:
         try:
             epoch = work.send(done)
         except StopIteration as stopped:
             return stopped.value
+        if done is not None and stop():
+            raise Preempted
         if epoch.phase != phase:
             phase, parts = epoch.phase, training.phases[epoch.phase].parts
             # Gives the device's memory back before the images are put there again.
             run = None
             run = Runner(parts, training.mesh, key, training.feed, _scans(training, parts))
-        started, worked = time.perf_counter(), time.process_time()
-        title = f"epoch {epoch.number}/{training.settings.epochs}"
+        begun = _begun(epoch, run, training, keeping) if done is None else Begun(epoch.state)
+        title, total = f"epoch {epoch.number}/{training.settings.epochs}", len(epoch)
         with keeping.console.progress(title) as advance:
-            state, means = run(epoch.state, epoch.indices, advance)
-        compiling, working = run.taken()
-        seconds = time.perf_counter() - started - compiling
-        cpu_seconds = time.process_time() - worked - working
-        done = Trained(state, means, seconds, cpu_seconds, run.cost(), compiling)
+            begun = _go_on(begun, epoch, run, advance, stop)
+        if not run.scans and begun.steps < total:
+            keeping.checkpoints.save_begun(epoch.number - 1, begun)
+            raise Preempted
+        means, took = mean_logs(begun.logged), (begun.seconds, begun.cpu_seconds)
+        done = Trained(begun.state, means, *took, run.cost(), begun.compile_seconds)
+
+
+def _begun(epoch: Epoch, run: Runner, training: Training, keeping: Keeping) -> Begun:
+    """The epoch as far as it had come when the training was stopped, or before its first step."""
+    finished, template = epoch.number - 1, epoch.state.replace(anchor=None)
+    # Programs of whole epochs have no use for a part of one.
+    found = None if run.scans else keeping.checkpoints.restore_begun(finished, template)
+    if found is None or found.steps >= len(epoch):
+        return Begun(epoch.state)
+    keeping.console.note(f"continuing in epoch {epoch.number} after {found.steps} steps")
+    whole = found.state.replace(anchor=epoch.state.anchor)
+    placed = training.mesh.place(whole, training.mesh.replicated)
+    return dataclasses.replace(found, state=placed)
+
+
+def _go_on(begun: Begun, epoch: Epoch, run: Runner, advance: Advance, stop: Stop) -> Begun:
+    """The epoch with its other steps, or as many of them as are made before `stop`."""
+    first, total = begun.steps, len(epoch)
+    rest = {name: rows[first:] for name, rows in epoch.indices.items()}
+    started, worked = time.perf_counter(), time.process_time()
+    state, logged = run.steps(
+        begun.state, rest, lambda steps, _: advance(first + steps, total, ""), stop
+    )
+    compiling, working = run.taken()
+    return Begun(
+        state,
+        [*begun.logged, *logged],
+        begun.seconds + time.perf_counter() - started - compiling,
+        begun.cpu_seconds + time.process_time() - worked - working,
+        begun.compile_seconds + compiling,
+    )
 
 
 def _scans(training: Training, parts: StepParts) -> bool:
@@ -223,7 +283,7 @@ def epochs(
     settings, phases, task = training.settings, training.phases, training.task
     val_images = training.val.images
     if not is_streamed(val_images):
-        val_images = jax.device_put(val_images, training.mesh.replicated)
+        val_images = training.mesh.place(val_images, training.mesh.replicated)
     val_target = np.asarray(training.val.target[:])
     state, history = _resume(state, training, keeping)
     size, firsts = settings.batch_size, [phase.first for phase in phases]
@@ -269,6 +329,7 @@ def _record(
         "cpu_seconds": round(done.cpu_seconds, 3),
         "compile_seconds": round(done.compile_seconds, 3),
         **done.cost,
+        **({"program": done.program} if done.program else {}),
         "images_per_second": round(images / done.seconds, 1),
     }
 
@@ -282,21 +343,21 @@ def _enter(state: TrainState, number: int, training: Training, console: Console)
     console.note(f"phase {number + 1}/{len(training.phases)}: {trained}")
     opt_state = parts.optimizer.init(state.params)
     entered = state.replace(opt_state=opt_state, phase=jnp.int32(number))
-    return jax.device_put(entered, training.mesh.replicated)
+    return training.mesh.place(entered, training.mesh.replicated)
 
 
 def _resume(state: TrainState, training: Training, keeping: Keeping):
     """The state and the records to go on from: those of the last checkpoint, if there is one."""
-    epoch, whole = keeping.checkpoints.last_epoch(), training.mesh.replicated
+    epoch, mesh = keeping.checkpoints.last_epoch(), training.mesh
     if epoch is None:
-        return jax.device_put(state, whole), []
+        return mesh.place(state, mesh.replicated), []
     # The optimizer's state has the shape of the phase that the epoch belongs to.
     firsts = [phase.first for phase in training.phases]
     parts = training.phases[phase_of(epoch - 1, firsts)].parts
     template = state.replace(opt_state=parts.optimizer.init(state.params), anchor=None)
     restored, history = keeping.checkpoints.restore_last(template)
     keeping.console.note(f"continuing after epoch {len(history)}")
-    return jax.device_put(restored.replace(anchor=state.anchor), whole), history
+    return mesh.place(restored.replace(anchor=state.anchor), mesh.replicated), history
 
 
 def _stalled(history: list[dict], training: Training, steps: int) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -67,12 +67,13 @@ class Feed:
 
 
 class Runner:
-    """Runs the steps of an epoch: `(state, indices, advance) -> (state, mean of each log)`.
+    """Runs the steps of an epoch.
 
     Arrays in memory are put on the device once; with `scan` an epoch over them is one program,
     without, one program a step, called in a loop. Streamed arrays travel batch by batch.
 
     Attributes:
+      scans: whether an epoch is one program.
       compiled: the program, None before the first step.
       compiling: what it took to compile, `(seconds, cpu_seconds)`; 0 before the first step, and
         again once `taken` has given it away.
@@ -80,33 +81,57 @@ class Runner:
 
     def __init__(self, parts: StepParts, mesh: DataMesh, key: jax.Array, feed: Feed, scan: bool):
         self._mesh, self._key, self._feed = mesh, key, feed
-        self._scan = scan and not feed.streams
+        self.scans = scan and not feed.streams
         self.compiled, self.compiling = None, (0.0, 0.0)
         if feed.streams:
             program = functools.partial(train_step, parts=parts)
         else:
-            self._data = jax.device_put(_plain(feed.sets), mesh.replicated)
-            program = functools.partial(train_epoch if self._scan else _step_of, parts=parts)
+            self._data = mesh.place(_plain(feed.sets), mesh.replicated)
+            program = functools.partial(train_epoch if self.scans else _step_of, parts=parts)
         self._program = jax.jit(
             program, donate_argnums=0, out_shardings=(mesh.replicated, mesh.replicated)
         )
 
-    def __call__(self, state: TrainState, indices: Mapping[str, np.ndarray], advance):
-        steps = len(indices["train"])
-        if self._scan:
-            rows = jax.device_put(dict(indices), self._mesh.batched_epoch)
+    def __call__(
+        self, state: TrainState, indices: Mapping[str, np.ndarray], advance: Advance
+    ) -> tuple[TrainState, dict[str, float | None]]:
+        """The state after the steps at `indices`, and the mean of each log."""
+        state, logged = self.steps(state, indices, advance)
+        return state, mean_logs(logged)
+
+    def steps(
+        self,
+        state: TrainState,
+        indices: Mapping[str, np.ndarray],
+        advance: Advance,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[TrainState, list[dict[str, np.ndarray]]]:
+        """The state after the steps at `indices`, and what each of them has logged.
+
+        They end early where `stop()`, asked after each, says so. A scan is one program, which is
+        not asked and logs once.
+        """
+        if self.scans:
+            rows = self._mesh.place(dict(indices), self._mesh.batched_epoch)
             state, logged = self._run(state, self._data, rows, self._key)
-            return state, mean_logs(jax.device_get([logged]))
-        if self._feed.streams:
-            batches = (
-                (jax.device_put(batch, self._mesh.batched),)
-                for batch in _streamed(self._feed.sets, indices)
-            )
-        else:
-            rows = ({name: array[i] for name, array in indices.items()} for i in range(steps))
-            batches = ((self._data, jax.device_put(row, self._mesh.batched)) for row in rows)
+            return state, jax.device_get([logged])
         step = lambda state, batch: self._run(state, *batch, self._key)  # noqa: E731
-        return _each_step(step, state, batches, steps, advance)
+        with contextlib.closing(self._batches(indices)) as batches:
+            return _each_step(step, state, batches, len(indices["train"]), advance, stop)
+
+    def _batches(self, indices: Mapping[str, np.ndarray]) -> Iterator[tuple]:
+        """What each step takes between the state and the key."""
+        mesh, size = self._mesh, indices["train"].shape[1]
+        if self._feed.streams:
+            own = mesh.own_rows(size)
+            mine = {name: rows[:, own] for name, rows in indices.items()}
+            with contextlib.closing(_streamed(self._feed.sets, mine)) as batches:
+                for batch in batches:
+                    yield (mesh.place_rows(batch, size),)
+            return
+        for number in range(len(indices["train"])):
+            row = {name: rows[number] for name, rows in indices.items()}
+            yield self._data, mesh.place(row, mesh.batched)
 
     def _run(self, *arguments):
         # Compiled ahead of time, so that what it costs can be read off it.
@@ -167,8 +192,8 @@ def _streamed(sets: Mapping[str, Mapping[str, Array]], indices: Mapping[str, np.
             yield {**batch.pop("train"), **batch}
 
 
-def _each_step(step, state, inputs, count: int, advance):
-    """The state after `step(state, input)` for each of `count` inputs, and the mean logs."""
+def _each_step(step, state, inputs, count: int, advance, stop):
+    """The state after `step(state, input)` for each of `count` inputs, and the logs of each."""
     logged = []
     for number, one in enumerate(inputs, 1):
         state, sums = step(state, one)
@@ -177,7 +202,9 @@ def _each_step(step, state, inputs, count: int, advance):
         if number > 1:
             jax.block_until_ready(logged[-2])
         advance(number, count)
-    return state, mean_logs(jax.device_get(logged))
+        if stop():
+            break
+    return state, jax.device_get(logged)
 
 
 def mean_logs(logged: list[dict]) -> dict[str, float | None]:

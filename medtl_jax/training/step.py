@@ -18,6 +18,7 @@ from medtl_jax.keys import named_key
 from medtl_jax.models.inputs import normalize
 from medtl_jax.models.registry import ModelSpec
 from medtl_jax.objectives.task import LossTerm
+from medtl_jax.training.accumulate import accumulated
 from medtl_jax.transfer.groups import FROZEN, frozen_stages, stop_frozen
 from medtl_jax.transfer.optim import Schedule, group_norms
 
@@ -134,6 +135,11 @@ class StepParts:
         labelled images, 0, they are normalised by their own batch and move nothing.
       run_table, run_labels: `table` and `labels` of the whole training, where a stage that this
         phase freezes may learn in another one; None where there is one phase.
+      accumulate: in how many equal parts, one after the other, the gradient of a batch is computed.
+        They are augmented and mixed as one batch; batch norms, batch terms (such as those that
+        compare two domains) and dropout see each part by itself, and the mean of a term is that of
+        the parts' means.
+      remat: whether the stages' values are computed again for the gradient, see `Backbone`.
     """
 
     model: nn.Module
@@ -152,6 +158,8 @@ class StepParts:
     target_domain: int = 0
     run_table: Mapping[str, str] | None = None
     run_labels: Tree = None
+    accumulate: int = 1
+    remat: bool = False
 
 
 def create_state(variables: Tree, parts: StepParts, anchored: bool = False) -> TrainState:
@@ -221,6 +229,7 @@ def _loss(params, state: TrainState, batch: dict, key: jax.Array, parts: StepPar
             domain,
             norms=parts.norms(state.step),
             start=parts.start,
+            remat=parts.remat,
             rngs={"dropout": named_key(key, name)},
             mutable=["batch_stats"],
         )
@@ -250,6 +259,20 @@ def _loss(params, state: TrainState, batch: dict, key: jax.Array, parts: StepPar
     return total, (batch_stats, logged | (sums if len(sums) > 1 else {}))
 
 
+def _gradients(state: TrainState, batch: dict, key: jax.Array, parts: StepParts):
+    """`((loss, (batch_stats, logs)), gradients)` of the batch, whole or in parts."""
+
+    def of(batch_stats, batch, key):
+        if parts.teacher:
+            batch = {**batch, "teacher": _teacher(state.anchor, batch, parts)}
+        before = state.replace(batch_stats=batch_stats)
+        return jax.value_and_grad(_loss, has_aux=True)(state.params, before, batch, key, parts)
+
+    if parts.accumulate == 1:
+        return of(state.batch_stats, batch, key)
+    return accumulated(of, state.batch_stats, batch, key, parts.accumulate)
+
+
 def train_step(
     state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, *, parts: StepParts
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -276,11 +299,7 @@ def train_step(
                 # Images of one domain alone would be told from the others by being mixed.
                 own = mix_batch(named_key(key, f"{other}_mixup"), own, parts.mix)
             batch = {**batch, other: own}
-    if parts.teacher:
-        batch = {**batch, "teacher": _teacher(state.anchor, batch, parts)}
-    (value, (batch_stats, sums)), gradients = jax.value_and_grad(_loss, has_aux=True)(
-        state.params, state, batch, key, parts
-    )
+    (value, (batch_stats, sums)), gradients = _gradients(state, batch, key, parts)
     updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
     # A frozen leaf is passed on as it is: adding an update of 0 would turn -0.0 into 0.0.
     params = jax.tree.map(

@@ -14,12 +14,17 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def warmup_cosine(
-    peak: float, total_steps: int, warmup_steps: int, final_fraction: float
+    peak: float | jax.Array, total_steps: int, warmup_steps: int, final_fraction: float
 ) -> Schedule:
     """Learning rate of a step: linear to `peak`, then a cosine to `peak * final_fraction`.
 
-    The first step already has `peak / warmup_steps`: a rate of 0 would waste it.
+    The first step already has `peak / warmup_steps`: a rate of 0 would waste it. `peak` may be
+    traced.
     """
+    if isinstance(peak, jax.Array):
+        # optax asks whether the peak is 0.
+        unit = warmup_cosine(1.0, total_steps, warmup_steps, final_fraction)
+        return lambda step: peak * unit(step)
     if warmup_steps == 0:
         return optax.cosine_decay_schedule(peak, total_steps, alpha=final_fraction)
     return optax.warmup_cosine_decay_schedule(
@@ -52,7 +57,8 @@ def make_schedules(
         if group not in groups:
             continue
         rate = optim[group]["lr"]
-        if not rate > 0:
+        # A traced rate, that of a member of an ensemble, was checked as a number.
+        if not isinstance(rate, jax.Array) and not rate > 0:
             raise UserError(f"optim.{group}.lr={rate} must be positive; to freeze, use the groups")
         schedules[group] = warmup_cosine(rate, total_steps, warmup, optim["final_fraction"])
     return schedules

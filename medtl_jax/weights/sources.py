@@ -330,7 +330,7 @@ def _fetch_from_hub(
     config = hub.config_path(path)
     if not (_is_commit(commit) and config.is_file()):
         content = read_small(source.url(commit, hub.CONFIG), hub.MAX_CONFIG_BYTES)
-        write_file(config, hub.NO_CONFIG if content is None else content)
+        write_file(config, hub.NO_CONFIG if content is None else content, cached=True)
     return path
 
 

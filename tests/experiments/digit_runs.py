@@ -26,7 +26,7 @@ SETTINGS = {
     "eval.batch_size": 16,
     "eval.resamples": 20,
 }
-TIMINGS = ("seconds", "cpu_seconds", "images_per_second", "compile_seconds")
+TIMINGS = ("seconds", "cpu_seconds", "images_per_second", "compile_seconds", "program")
 # A display of seven segments: (first row, last row, first column, last column) of each, and which
 # of them each digit lights.
 SEGMENTS = (

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import threading
+from types import MappingProxyType
 
 import digit_runs
 import numpy as np
@@ -177,6 +178,11 @@ class Stand:
 
     place = ""
 
+    # Of a run that is trained by itself.
+    resolved = MappingProxyType(
+        {"train": {"program": "alone"}, "transfer": {"pretrain_loss": "none"}}
+    )
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -210,23 +216,30 @@ def test_a_run_of_a_process_that_ended_is_taken_over(tmp_path, monkeypatch):
     assert not thread.is_alive() and made == ["a", "c", "b"]
 
 
-def test_a_run_that_fails_does_not_keep_the_others_from_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_run_that_fails_does_not_keep_the_others_from_it(tmp_path, monkeypatch, packed):
     from experiments import shared_grid
 
     request = digit_runs.make_request(tmp_path, tmp_path / "none.npz", None)
 
     def run_seeds(members, request, memos, progress):
-        if members[0].name == "a":
+        tried.append([member.name for member in members])
+        if "a" in tried[-1]:
             raise UserError("training diverged")
-        folder = members[0].folder(request.folder)
-        folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text("{}")
+        for member in members:
+            folder = member.folder(request.folder)
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text("{}")
 
+    tried = []
     monkeypatch.setattr(shared_grid, "run_seeds", run_seeds)
+    if packed:
+        monkeypatch.setattr(shared_grid, "packs", lambda configs: [[*range(len(configs))]])
     (tmp_path / "locks").mkdir()
-    with pytest.raises(UserError, match="1 of 2 runs failed, the others are finished: training di"):
-        shared_grid.train_shared([Stand("a"), Stand("b")], request, {})
-    assert runs.is_finished(tmp_path / "cells" / "b")
+    with pytest.raises(UserError, match="1 of 3 runs failed, the others are finished: training di"):
+        shared_grid.train_shared([Stand(name) for name in "abc"], request, {})
+    assert all(runs.is_finished(tmp_path / "cells" / name) for name in "bc")
+    assert tried == ([["a", "b", "c"]] if packed else []) + [["a"], ["b"], ["c"]]
 
 
 def test_the_result_of_another_study_in_the_folder_is_not_taken_for_ones_own(tmp_path):
@@ -254,17 +267,21 @@ from experiments import shared_grid
 from experiments.study import Request
 from medtl_jax.console import Console
 class Stand:
-    place = ""
+    place, resolved = "", {}
     def __init__(self, name): self.name = name
     def folder(self, study): return study / "cells" / self.name
 def run_seeds(members, request, memos, progress):
-    folder = members[0].folder(request.folder)
     with open(request.folder / "made.txt", "a") as file:
-        file.write(members[0].name + "\\n")
+        file.write("".join(member.name + "\\n" for member in members))
     time.sleep(0.02)
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text("{}")
-shared_grid.run_seeds, shared_grid._PAUSE = run_seeds, 0.05
+    for member in members:
+        folder = member.folder(request.folder)
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+def packs(configs):
+    places = list(range(len(configs)))
+    return [places[first : first + 4] for first in places[::4]]
+shared_grid.run_seeds, shared_grid.packs, shared_grid._PAUSE = run_seeds, packs, 0.05
 folder = pathlib.Path(sys.argv[2])
 request = Request({}, folder, "", Console())
 shared_grid.train_shared([Stand(str(i)) for i in range(30)], request, {})

@@ -208,19 +208,3 @@ def test_the_seeds_of_a_head_train_as_one_program(five, first, tmp_path, monkeyp
     # What has ended is not trained again.
     finetune.run_all(requests("member", (0, 1)))
     assert calls == [2, 3]
-
-
-def test_runs_that_differ_by_more_than_their_seeds_train_apart(five, first, tmp_path, monkeypatch):
-    from experiments import finetune
-
-    monkeypatch.setattr(finetune, "fit_members", lambda *args: pytest.fail("they are not alike"))
-    monkeypatch.setattr(finetune, "_report", lambda *args: None)
-    keys = {"transfer__strategy": "head", "train__epochs": 1}
-    finetune.run_all(
-        [
-            make_request(tmp_path / "one", five, first, **keys),
-            make_request(tmp_path / "two", five, first, **keys, optim__high__lr=1e-3),
-            make_request(tmp_path / "three", five, first, train__epochs=1, seed=1),
-        ]
-    )
-    assert all((tmp_path / name / "checkpoints").is_dir() for name in ("one", "two", "three"))

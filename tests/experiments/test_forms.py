@@ -1,6 +1,7 @@
 """One set in four forms, in memory and streamed: the same run, from its batches to its metrics."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -76,6 +77,12 @@ def train(launch, no_pictures, tmp_path_factory):
 def in_memory(train, forms) -> dict[str, pathlib.Path]:
     """The runs on the two tables, in memory."""
     return {name: train(forms[name]) for name in ("csv", "segment")}
+
+
+@pytest.fixture(scope="module")
+def streamed(train, forms):
+    """`streamed(kind) -> folder` of the run on a form that streams, trained once."""
+    return functools.cache(lambda kind: train(forms[kind], data__cache_gb=0))
 
 
 def predictions(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -155,8 +162,8 @@ def assert_close(found, wanted, where: str = "") -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "tfds", "segment"])
-def test_streaming_is_the_same_as_memory(train, forms, in_memory, kind):
-    folder, other = train(forms[kind], data__cache_gb=0), in_memory[kind.replace("tfds", "csv")]
+def test_streaming_is_the_same_as_memory(streamed, in_memory, kind):
+    folder, other = streamed(kind), in_memory[kind.replace("tfds", "csv")]
     notes = read(folder / "environment.json")["data"]["notes"]
     assert any("stream from their files" in note for note in notes)
     assert not any("stream" in note for note in read(other / "environment.json")["data"]["notes"])
@@ -175,9 +182,9 @@ def test_streaming_is_the_same_as_memory(train, forms, in_memory, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "segment"])
 def test_a_streamed_run_that_was_interrupted_ends_like_a_whole_one(
-    launch, train, forms, tmp_path, monkeypatch, kind
+    launch, streamed, forms, tmp_path, monkeypatch, kind
 ):
-    whole, folder = train(forms[kind], data__cache_gb=0), tmp_path / "run"
+    whole, folder = streamed(kind), tmp_path / "run"
 
     def interrupt(writer, record):
         raise KeyboardInterrupt

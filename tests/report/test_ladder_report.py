@@ -18,7 +18,6 @@ from medtl_jax.report.ladder import (
     Rung,
     ladder_table,
     percent,
-    to_json,
     write_ladder,
 )
 from medtl_jax.report.ladder_figures import (
@@ -28,6 +27,7 @@ from medtl_jax.report.ladder_figures import (
     ladder_figures,
     rows_figure,
 )
+from medtl_jax.report.study_page import to_json
 from medtl_jax.report.style import encode_png
 
 NAMES = ("scratch", "knn", "probe", "full", "l2sp")

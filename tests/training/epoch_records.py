@@ -9,6 +9,7 @@ COSTS = (
     "compile_seconds",
     "step_bytes",
     "data_bytes",
+    "program",
 )
 
 

@@ -18,12 +18,12 @@ SETTINGS = {
     "data.phantom.val": 16,
     "data.phantom.test": 16,
     "model.image_size": 32,
-    "train.epochs": 4,
     "train.min_steps": 0,
     "train.ema": 0.5,
     "data.batch_size": 16,
     "eval.batch_size": 16,
     "eval.resamples": 50,
+    "eval.drift": False,
 }
 
 
@@ -34,6 +34,8 @@ def start(compilation_cache):
     def begin(workdir, **overrides):
         settings = {**SETTINGS, **overrides}
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        # As in this process: see tests/conftest.py.
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         if compilation_cache:
             environment["JAX_COMPILATION_CACHE_DIR"] = compilation_cache
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -74,32 +76,45 @@ def kill(process, folder, epochs, delay):
     assert process.returncode == -signal.SIGKILL, "it had ended before"
 
 
-# The second begins phases with the epochs 2 and 3.
-GRADUAL = {
-    "model.name": "lenet5",
-    "model.weights": "none",
-    "transfer.phases": "1: head; 1: features,head; 2: .*",
-}
+def ends_the_same(start, tmp_path, kills):
+    """Asserts that a run killed at `kills`, `(epochs, longest delay)`, ends like a whole one.
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, GRADUAL], ids=["default", "gradual"])
-def test_a_killed_run_ends_like_an_uninterrupted_one(start, tmp_path, settings):
-    start = functools.partial(start, **settings)
-    whole, killed, scored = (tmp_path / name for name in ("whole", "killed", "scored"))
+    Returns its folder.
+    """
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(whole))
     rng = random.Random(0)
-    # While it starts, in each epoch, and while it predicts and reports after the last one.
-    for epochs, longest in ((0, 4.0), (1, 0.2), (2, 0.3), (3, 0.4), (4, 0.5)):
+    for epochs, longest in kills:
         kill(start(killed), killed, epochs, rng.uniform(0.0, longest))
     finish(start(killed))
     assert (killed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+    return killed
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_pretrained_weights_ends_like_an_uninterrupted_one(start, tmp_path):
+    """Killed in an epoch and while it predicts and reports after the last one."""
+    start = functools.partial(start, **{"train.epochs": 2})
+    ends_the_same(start, tmp_path, ((1, 0.2), (2, 0.5)))
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_each_of_its_phases_ends_like_an_uninterrupted_one(start, tmp_path):
+    """Killed while it starts, in each epoch, two of which begin phases, and after the last one."""
+    settings = {
+        "model.name": "lenet5_bn",
+        "model.weights": "none",
+        "train.epochs": 4,
+        "transfer.phases": "1: head; 1: features,head; 2: .*",
+    }
+    kills = ((0, 4.0), (1, 0.2), (2, 0.3), (3, 0.4), (4, 0.5))
+    killed = ends_the_same(functools.partial(start, **settings), tmp_path, kills)
 
     history = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]
     chosen = min(history, key=lambda record: (record["val_loss"], record["epoch"]))
-    evaluate = {"experiment": "evaluate", "eval.run": killed, "eval.splits": "val"}
-    finish(start.func(scored, **evaluate))
+    scored = tmp_path / "scored"
+    finish(start(scored, experiment="evaluate", **{"eval.run": killed, "eval.splits": "val"}))
     metrics = json.loads((scored / "metrics.json").read_text())
     assert metrics["val"]["accuracy"]["value"] == chosen["val_accuracy"]

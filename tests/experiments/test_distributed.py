@@ -1,0 +1,142 @@
+"""One run over two processes: the numbers of one process, also after it was stopped or killed."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import process_runs
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
+
+from medtl_jax.models.registry import create_model, variable_shapes
+from medtl_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def begin(compilation_cache):
+    """`begin(folder, count, **options)`, see `process_runs.start_run`."""
+
+    def start(folder, count, **options):
+        return process_runs.start_run(folder, count, cache=compilation_cache, **options)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(begin, tmp_path_factory):
+    """`{processes: folder}` of the runs that nobody interrupts."""
+    folders = {}
+    for count in (1, 2):
+        folders[count] = tmp_path_factory.mktemp("whole") / str(count)
+        codes, outputs = process_runs.ended(begin(folders[count], count))
+        assert codes == [0] * count, outputs
+    return folders
+
+
+def metrics(folder):
+    found = json.loads((folder / "metrics.json").read_text())
+    return {
+        f"{split}/{name}": entry["value"]
+        for split, entries in found.items()
+        for name, entry in entries.items()
+    }
+
+
+def assert_same(folder, wanted):
+    found, others = metrics(folder), metrics(wanted)
+    assert found.keys() == others.keys()
+    for name, value in found.items():
+        assert (value is None) == (others[name] is None), name
+        assert value is None or value == pytest.approx(others[name], abs=2e-4), name
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(whole):
+    assert_same(whole[2], whole[1])
+    assert {path.name for path in whole[2].iterdir()} == {path.name for path in whole[1].iterdir()}
+    with np.load(whole[2] / "predictions.npz") as two, np.load(whole[1] / "predictions.npz") as one:
+        for split, count in (("val", 22), ("test", 21)):
+            assert len(set(two[f"{split}_id"].tolist())) == len(two[f"{split}_id"]) == count
+            assert two[f"{split}_id"].tolist() == one[f"{split}_id"].tolist()
+            np.testing.assert_allclose(two[f"{split}_score"], one[f"{split}_score"], atol=1e-4)
+    environment = json.loads((whole[2] / "environment.json").read_text())
+    assert environment["processes"] == 2 and len(environment["devices"]) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_stopped_and_killed_end_alike(begin, whole, tmp_path):
+    folder = tmp_path / "run"
+    stopped = begin(folder, 2, pause=0.5)
+    process_runs.wait_for_epochs(folder, stopped, 1)
+    # One of them is told, and both stop at the same step.
+    stopped[1].send_signal(signal.SIGTERM)
+    codes, outputs = process_runs.ended(stopped)
+    assert codes == [143, 143], outputs
+    assert outputs[0].splitlines()[-1] == "stopped by SIGTERM; the same command continues the run"
+
+    killed = begin(folder, 2, pause=0.5)
+    process_runs.wait_for_epochs(folder, killed, 2)
+    killed[1].kill()
+    codes, outputs = process_runs.ended(killed)
+    assert codes == [2, -signal.SIGKILL], outputs
+    assert "the same command on all of them continues the run" in outputs[0]
+    codes, outputs = process_runs.ended(begin(folder, 2))
+    assert codes == [0, 0], outputs
+    with (
+        np.load(folder / "predictions.npz") as found,
+        np.load(whole[2] / "predictions.npz") as wanted,
+    ):
+        for name in wanted.files:
+            assert found[name].tobytes() == wanted[name].tobytes(), name
+    assert metrics(folder) == metrics(whole[2])
+
+
+@pytest.mark.slow
+def test_one_process_reads_what_two_have_written(whole):
+    folder = whole[2]
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epoch = min(history, key=lambda record: record["val_loss"])["epoch"]
+    network, _ = create_model("lenet5_bn", 4, in_chans=1)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_best(epoch, variable_shapes(network, 32))
+    wanted = load_file(folder / "weights.safetensors")
+    read = {"/".join(path): leaf for path, leaf in flatten_dict(found).items()}
+    assert read.keys() == wanted.keys()
+    for name, leaf in read.items():
+        np.testing.assert_array_equal(leaf, wanted[name])
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_what_one_has_written(begin, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    for name in ("metrics.json", "predictions.npz", "metrics.jsonl"):
+        (folder / name).unlink()
+    codes, outputs = process_runs.ended(begin(folder, 2))
+    assert codes == [0, 0], outputs
+    assert "continuing after epoch 3" in outputs[0]
+    assert_same(folder, whole[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_host_that_never_arrives_is_one_line(process, compilation_cache, tmp_path):
+    flags = [
+        f"--coordinator=127.0.0.1:{process_runs.free_port()}",
+        "--processes=2",
+        f"--process={process}",
+        "--wait=2",
+    ]
+    alone = process_runs.start(
+        ["--config=configs/finetune.py", f"--workdir={tmp_path / 'run'}", *flags],
+        devices=1,
+        cache=compilation_cache,
+    )
+    (code,), (output,) = process_runs.ended([alone])
+    assert code == 2
+    (line,) = output.splitlines()
+    assert line.startswith("error: not all of the 2 processes have met at 127.0.0.1:")
+    assert "after 2 s" in line and "--wait" in line
+    assert not any(tmp_path.iterdir())

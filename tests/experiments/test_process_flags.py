@@ -1,0 +1,53 @@
+"""The flags that make several processes one run, and what such a run does not do."""
+
+import pytest
+
+from configs import default
+from experiments.settings import check_processes
+from medtl_jax.errors import UserError
+
+WHERE = ("--coordinator=host:1234", "--processes=2", "--process=1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (WHERE[:2], "--process missing: --coordinator=HOST:PORT, --processes=N and --process=I"),
+        (WHERE[2:], "--coordinator, --processes missing"),
+        (("--coordinator=host", *WHERE[1:]), "--coordinator=host is not HOST:PORT"),
+        (("--process=2", *WHERE[:2]), "--process=2 of --processes=2: they are numbered from 0"),
+        (("--process=-1", *WHERE[:2]), "--process=-1 of --processes=2"),
+        (("--processes=two", WHERE[0], WHERE[2]), "--processes=two"),
+        (("--distributed", WHERE[0]), "--distributed finds by itself what --coordinator"),
+        (("--wait=5",), "--wait is for --coordinator or --distributed"),
+        (("--wait=0", *WHERE), "--wait=0 must be more than 0 seconds"),
+    ],
+)
+def test_wrong_flags_are_one_line(launch, capsys, flags, said):
+    assert launch.run_command(["launch.py", "--config=configs/finetune.py", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"experiment": "ablation"}, "experiment=ablation is not run by several processes as one"),
+        ({"transfer.cache": "prefix"}, "transfer.cache=prefix is for one process"),
+        ({"transfer.probe_first": True}, "transfer.probe_first=True is for one process"),
+        ({"eval.corruptions": True}, "eval.corruptions=True is for one process"),
+        ({"experiment": "evaluate", "eval.tta": 4}, "eval.tta=4 is for one process"),
+    ],
+)
+def test_what_is_for_one_process_is_refused(settings, said):
+    config = default.get_config()
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=said):
+        check_processes(config.to_dict())
+
+
+def test_what_several_processes_do_is_not_refused():
+    config = default.get_config()
+    for settings in ({}, {"experiment": "evaluate"}, {"experiment": "predict", "eval.tta": 4}):
+        config.update_from_flattened_dict(settings)
+        check_processes(config.to_dict())
