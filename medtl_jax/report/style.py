@@ -10,6 +10,7 @@ shows stay together.
 
 import io
 import pathlib
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,9 @@ STYLE = {
 }
 styled = style.context(["default", STYLE])
 
+# The PNGs of the figures that still exist, by their dots an inch.
+_encoded: weakref.WeakKeyDictionary[Figure, dict[float, bytes]] = weakref.WeakKeyDictionary()
+
 
 def new_figure(height: float, caption: str, width: float = WIDTH) -> Figure:
     """Returns an empty figure of `width` x `height` inches that carries its caption."""
@@ -68,10 +72,16 @@ def save_figures(figures: dict[str, Figure], folder: pathlib.Path | str) -> None
 
 @styled
 def encode_png(figure: Figure, dpi: float = DPI) -> bytes:
-    """Returns the figure as a PNG without time stamps or version numbers."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    """Returns the figure, drawn to its end, as a PNG without time stamps or version numbers.
+
+    It is kept as long as the figure: the folder of figures and the page show the same ones.
+    """
+    kept = _encoded.setdefault(figure, {})
+    if dpi not in kept:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        kept[dpi] = buffer.getvalue()
+    return kept[dpi]
 
 
 def short_labels(names: Sequence[str], width: int) -> list[str]:
