@@ -23,7 +23,7 @@ from medtl_jax.models.mobile import EfficientNetLite, StageSpec
 from medtl_jax.models.registry import ModelSpec
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("MEDTL_JAX_TEST_DEVICES", "4")))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The arithmetic is under test, not the machine code: without LLVM's optimisation programs compile
 # in half the time, which is most of what the tests take. XLA's own passes stay as they are.

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -207,6 +210,7 @@ def single(network):
 
 # Adam divides by the size of a gradient, be it mere rounding: a program that adds in another order
 # is compared under SGD.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "program", "optimizer"),
     [
@@ -282,10 +286,25 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "
 
 @pytest.mark.parametrize("count", [4, 8])
 def test_no_member_talks_to_another(network, count):
-    members = [network(f"silent{seed}", seed) for seed in range(count)]
+    devices = jax.device_count()
+    members = [network(f"silent{seed}", seed, devices) for seed in range(count)]
     made = Program([one.training for one in members], 0, "vmap")
     states = [one.base.state() for one in members]
     made.compile(states, [one.training.feed.indices(0, 0, 2, 8) for one in members])
     text = made.compiled.as_text()
-    assert "fusion" in text or "dot" in text
+    assert f"num_partitions={min(count, devices)}" in text
     assert not [name for name in COLLECTIVES if name in text]
+
+
+@pytest.mark.slow
+def test_eight_members_on_eight_devices_do_not_talk_either():
+    test = f"{__file__}::test_no_member_talks_to_another[8]"
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", test]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        env={**os.environ, "MEDTL_JAX_TEST_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
