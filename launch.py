@@ -5,8 +5,12 @@ Prepares the process (flags, compilation cache, run folder's name) and hands ove
 
 One run over several hosts, or several processes of one: the same command for each, with
 --coordinator=HOST:PORT --processes=N --process=I, or with --distributed where jax knows of the
-others. They share the run folder. SIGTERM saves and exits with code 143, and the same command
-continues.
+others. They share the run folder.
+
+SIGTERM ends a training at its next step, which is saved, and anything else at once, with exit code
+143; the same command continues. Several processes are ended by it in a training alone. Where an
+epoch is one program (on a GPU or TPU, and of a head) the last epoch is what is saved, and so it is
+of members of one program.
 """
 
 import contextlib
@@ -29,6 +33,8 @@ from medtl_jax.commands import report_mistake
 from medtl_jax.console import Console
 from medtl_jax.errors import UserError
 from medtl_jax.process import (
+    CONTINUES,
+    PREEMPTED,
     Preempted,
     is_writer,
     keep_freed_memory,
@@ -50,6 +56,7 @@ EXPERIMENTS = (
 )
 
 WAIT = 300.0
+LONGEST_WAIT = 24 * 3600
 
 # What Python's converters say of a value, in plainer words.
 _PLAINER = {
@@ -85,9 +92,8 @@ def _report(error: BaseException) -> int:
     if isinstance(error, UserError | OSError):
         return report_mistake(error)
     if isinstance(error, Preempted):
-        if is_writer():
-            print("stopped by SIGTERM; the same command continues the run", file=sys.stderr)
-        return 143
+        print(CONTINUES, file=sys.stderr)
+        return PREEMPTED
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; the same command continues or repeats the run", file=sys.stderr)
         return 130
@@ -106,10 +112,12 @@ def _process(options: flags.FlagValues) -> Iterator[None]:
             yield
         return
     # After the first import of jax has been prepared.
-    from medtl_jax.distributed import Meeting, joined
+    from medtl_jax.distributed import Meeting, joined, spans
 
-    # SIGTERM is jax's then: the processes agree on the step to stop at.
-    with joined(Meeting(*where), _report):
+    with joined(Meeting(*where), _report), contextlib.ExitStack() as stack:
+        # Of several processes SIGTERM is jax's: they agree on the step to stop at.
+        if not spans():
+            stack.enter_context(termination.listening())
         yield
 
 
@@ -118,8 +126,8 @@ def _meeting(options: flags.FlagValues) -> tuple | None:
     named = {name: options[name].value for name in ("coordinator", "processes", "process")}
     missing = [f"--{name}" for name, value in named.items() if value is None]
     wait = options.wait
-    if wait is not None and not wait > 0:
-        raise UserError(f"--wait={wait:g} must be more than 0 seconds")
+    if wait is not None and not 0 < wait <= LONGEST_WAIT:
+        raise UserError(f"--wait={wait:g} must be more than 0 and at most {LONGEST_WAIT} seconds")
     if options.distributed:
         if len(missing) < len(named):
             raise UserError(
@@ -136,8 +144,12 @@ def _meeting(options: flags.FlagValues) -> tuple | None:
             f"{', '.join(missing)} missing: --coordinator=HOST:PORT, --processes=N and "
             "--process=I (from 0) belong together"
         )
-    if not re.fullmatch(r".+:\d{1,5}", options.coordinator):
-        raise UserError(f"--coordinator={options.coordinator} is not HOST:PORT, as in host0:8476")
+    found = re.fullmatch(r".+:([0-9]{1,5})", options.coordinator)
+    if not found or not 1 <= int(found[1]) <= 65535:
+        raise UserError(
+            f"--coordinator={options.coordinator} is not HOST:PORT, as in host0:8476, with a port "
+            "from 1 to 65535"
+        )
     if not 0 <= options.process < options.processes:
         raise UserError(
             f"--process={options.process} of --processes={options.processes}: they are numbered "

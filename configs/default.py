@@ -216,7 +216,8 @@ def get_config() -> ConfigDict:
     config.train.swa = 0.0
     config.train.devices = 0  # 0 = all: of this machine or, with --processes, of all processes
     # Each batch's gradient in so many equal parts, one after the other: the memory is that of one
-    # part. Batch norms see each part by itself; without them the result is that of 1.
+    # part. Batch norms, dropout, train.dice and the losses of transfer.pretrain_loss and of
+    # domain.method see each part by itself; without them the result is that of 1, up to rounding.
     config.train.accumulate = 1
     # Computes the stages' values again where their gradients are, instead of keeping them: less
     # memory, about a third more time, the same result. On a CPU XLA undoes it.

@@ -183,5 +183,5 @@ def _check_comparable(
     if not same:
         raise UserError(
             f"its task, classes or test images are not those of {reference.title!r}, so that the "
-            "two cannot be compared: leave the setting out of ablation.axes"
+            f"two cannot be compared: leave the setting out of {reference.listed}"
         )

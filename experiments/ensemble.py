@@ -5,7 +5,8 @@
 Each member is a run of its own in `<workdir>/cells`, whose command repeats it alone and whose
 folder is named by its network, its seed and a hash of config, images and weights: one that is
 finished is never trained again, so that five members grow to eight by three. The members of one
-network are trained as one program where they can be.
+network are trained as one program where they can be. Several processes, or machines that share a
+file system with locks, may be given the same command, as in an ablation.
 
 Fusions are fitted, and the ensemble is picked, on the validation split alone.
 """
@@ -17,16 +18,16 @@ from experiments.ablation_cells import with_digests
 from experiments.augmentation import resolve_augmentation
 from experiments.contact_sheet import study_sheet
 from experiments.ensemble_candidates import fit_fusions, fuse, names_of, read_members
-from experiments.ensemble_cells import MemberCell, by_network, make_cells
+from experiments.ensemble_cells import MemberCell, make_cells
 from experiments.ensemble_cost import network_costs
 from experiments.ensemble_results import collect, metrics_of, picked_predictions
 from experiments.ensemble_soups import make_soups
 from experiments.ladder_checks import check_cells
 from experiments.ladder_requests import Memos, cell_request, keep_one
-from experiments.ladder_results import check_same, data_name, device_of, notes_of
-from experiments.ladder_training import run_seeds, say_table
+from experiments.ladder_results import check_same, data_name, notes_of
+from experiments.ladder_training import say_table
 from experiments.prepared import read_training_data
-from experiments.shared_grid import begin, check_place, finishing
+from experiments.shared_grid import begin, check_place, finishing, train_shared
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.catalog import DataSpec
@@ -68,13 +69,12 @@ def run(request: Request) -> None:
     check_cells(cells, request, memos)
     environment = {**runs.describe_environment(), "command": request.command}
     begin(folder, config, environment)
-    with runs.hold(folder):
-        _train(cells, request, memos)
-        first = runs.read_json(cells[0].folder(folder) / runs.ENVIRONMENT)
-        environment |= {key: first.get(key) for key in ("data", "data_sha256", "task")}
-        with finishing(folder, config, environment, [cell.name for cell in cells]) as unwritten:
-            if unwritten:
-                _finish(request, cells, names, environment, memos)
+    train_shared(cells, request, memos)
+    first = runs.read_json(cells[0].folder(folder) / runs.ENVIRONMENT)
+    environment |= {key: first.get(key) for key in ("data", "data_sha256", "task")}
+    with finishing(folder, config, environment, [cell.name for cell in cells]) as unwritten:
+        if unwritten:
+            _finish(request, cells, names, environment, memos)
     say_table(folder, TABLE, console)
 
 
@@ -82,15 +82,6 @@ def _read_spec(cell: MemberCell, request: Request, memos: Memos) -> DataSpec:
     """Task and classes, which the data say."""
     keep_one(memos, cell)
     return read_training_data(cell_request(cell, request, memos)).spec
-
-
-def _train(cells: Sequence[MemberCell], request: Request, memos: Memos) -> None:
-    """Trains the members that are not finished, those of one network together."""
-    done = 0
-    for members in by_network(cells).values():
-        keep_one(memos, members[0])
-        done += len(members)
-        run_seeds(members, request, memos, f"{done} of {len(cells)}")
 
 
 def _finish(
@@ -112,7 +103,7 @@ def _finish(
     candidates = [*members, *fuse(fitted, members), *soups]
     costs = network_costs(cells, request, memos)
     notes = (*notes_of(folder, cells), *without)
-    device = device_of(cells[0].folder(folder))
+    device = environment["backend"].upper()
     found = collect(candidates, costs, task, config, device, notes, console)
     runs.write_json(folder / RESULT, to_json(found), sort_keys=False)
     write_file(folder / TABLE, ensemble_table(found))

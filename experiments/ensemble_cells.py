@@ -16,7 +16,7 @@ from typing import Any
 
 from configs import default
 from experiments.ablation_cells import AblationCell
-from experiments.cells import resolved_config
+from experiments.cells import check_once, resolved_config
 from experiments.settings import check_config, default_section
 from medtl_jax import runs
 from medtl_jax.errors import UserError
@@ -146,7 +146,7 @@ def parse_arrays(text: str, members: int) -> list[dict[str, Any]]:
     if not text.strip():
         return [{} for _ in range(members)]
     try:
-        arrays = json.loads(text)
+        arrays = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f'{ARRAYS} is no JSON ({error}); write it as {{"optim.high.lr": [0.001, 0.002]}}'
@@ -170,6 +170,11 @@ def parse_arrays(text: str, members: int) -> list[dict[str, Any]]:
         {key: _value(values[place], usual[key]) for key, values in arrays.items()}
         for place in range(members)
     ]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    check_once(ARRAYS, [key for key, _ in pairs])
+    return dict(pairs)
 
 
 def _value(value: Any, usual: Any) -> Any:

@@ -108,8 +108,12 @@ def _pick(
     values: Mapping[str, float | None],
     more_is_better: bool,
 ) -> str:
-    """The candidate of a kind that is best on validation."""
-    own = {one.name: [values[one.name]] for one in candidates if one.kind == kind}
+    """The candidate of a kind that is best on validation; of fusions one that scores any image."""
+    own = {
+        one.name: [values[one.name]]
+        for one in candidates
+        if one.kind == kind and not (kind == FUSION and FUSIONS[one.name].whole_set)
+    }
     return pick(own, more_is_better)
 
 

@@ -38,8 +38,9 @@ Weights = dict[tuple[str, str], Pretrained | None]
 def check_cells(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     """UserError for a run that could not be begun, or that would not fit those that are finished.
 
-    Every strategy is checked at every fraction. Of the seeds that draw, the others than the first
-    one are looked at for the smallest fraction alone: a larger draw holds the smaller ones.
+    Every strategy is checked at every fraction, with all settings that its runs have. Of the seeds
+    that draw, the others than the first one are looked at for the smallest fraction alone: a larger
+    draw holds the smaller ones.
 
     Args:
       cells: of the study, by fraction.
@@ -50,9 +51,9 @@ def check_cells(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     if not missing:
         return
     opened: Weights = {}
-    first_of: dict[str, Cell] = {}
+    first_of: dict[tuple[str, str], Cell] = {}
     for cell in missing:
-        first_of.setdefault(cell.strategy, cell)
+        first_of.setdefault((cell.strategy, repr(dict(cell.sets))), cell)
     for cell in first_of.values():
         with named(cell):
             _check_settings(cell, request, opened)

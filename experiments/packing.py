@@ -19,7 +19,7 @@ from medtl_jax.objectives.pretrain import parse_pretrain_loss
 from medtl_jax.transfer.groups import FROZEN
 
 # Runs of a study that one process takes at once.
-MOST = 8
+MOST = 16
 
 # Losses of L_pre that are made of what a run has computed for itself.
 _OF_THE_RUN = ("delta", "cotuning")

@@ -7,11 +7,13 @@ writes into it, but for the checkpoints, which they write together.
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,9 +27,9 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _LOOKS_AT_THE_END = 20
 # As good as none: the others may be at work on a report, or on a large set.
 _LONGEST_WAIT = 30 * 24 * 3600
-_LOST = re.compile("gloo|unavailable|connection|coordination|heartbeat", re.IGNORECASE)
+_LOST = re.compile("gloo|unavailable|connection|coordination|heartbeat|barrier", re.IGNORECASE)
 
-# Of the barriers of this process, which the others name alike.
+# Of the meetings of this process, which the others number alike.
 _numbers = itertools.count()
 
 
@@ -66,22 +68,28 @@ def joined(meeting: Meeting, report: Callable[[BaseException], int]) -> Iterator
       report: says what went wrong and returns the exit code.
 
     Raises:
-      UserError: there is nobody to meet. That others have not arrived in time is one line on stderr
-        and the end of the process, with exit code 2: jax waits where no exception reaches it.
+      UserError: there is nobody to meet, or the port of the coordinator is taken. That others have
+        not arrived in time is one line on stderr and the end of the process, with exit code 2: jax
+        waits where no exception reaches it.
     """
     _connect(meeting)
     if jax.process_index():
         process.follow()
     watch = _Watch()
     watch.start()
+    stopped = None
     try:
-        yield
-    except process.Preempted:
+        try:
+            yield
+        except process.Preempted as error:
+            stopped = error
         _leave(watch)
-        raise
     except BaseException as error:
         _fail(error, report)
-    _leave(watch)
+    finally:
+        process.lead()
+    if stopped is not None:
+        raise stopped
 
 
 def _connect(meeting: Meeting) -> None:
@@ -98,6 +106,8 @@ def _connect(meeting: Meeting) -> None:
 
 def _initialize(meeting: Meeting) -> None:
     try:
+        if meeting.coordinator and meeting.process == 0:
+            _bind_once(int(meeting.coordinator.rpartition(":")[2]))
         jax.distributed.initialize(
             meeting.coordinator or None,
             meeting.processes,
@@ -105,7 +115,7 @@ def _initialize(meeting: Meeting) -> None:
             # jax ends the process with a stack trace when it gives up: the timer comes first.
             initialization_timeout=int(meeting.wait) + 60,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if not meeting.coordinator:
             raise UserError(
                 "--distributed: jax finds no cluster here (TPU pod, SLURM, Open MPI, Kubernetes): "
@@ -115,6 +125,17 @@ def _initialize(meeting: Meeting) -> None:
             f"--coordinator={meeting.coordinator} cannot be used by process {meeting.process}: "
             f"{error}; name another port, the same for all"
         ) from None
+
+
+def _bind_once(port: int) -> None:
+    """OSError if `port` of this host cannot be had, of which jax would die by a signal."""
+    dual = socket.has_dualstack_ipv6()
+    with socket.socket(socket.AF_INET6 if dual else socket.AF_INET) as probe:
+        if dual:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # As gRPC does: the connections of a run that has just ended do not keep the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("", port))
 
 
 def _say_late(meeting: Meeting) -> None:
@@ -181,6 +202,8 @@ def _fail(error: BaseException, report: Callable[[BaseException], int]) -> None:
             "another process is gone; the same command on all of them continues the run"
         )
     client = _client()
+    if client is None:
+        _quit(report(error))  # the connection has been ended
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         # Perhaps it is another one's end that this one fails of.
         for _, ended in client.key_value_dir_get(_ENDED):
@@ -206,15 +229,47 @@ def _end(code: int, line: str = "") -> None:
 
 def _leave(watch: _Watch) -> None:
     """Waits for the others and ends the connection."""
-    meet()
+    # Another one may be somewhere else, as in a run that this one has found finished.
+    meet({"the end": ""})
     watch.stop()
     jax.distributed.shutdown()
 
 
-def meet() -> None:
-    """Waits until all processes are here; at once where there is one."""
-    if spans():
-        _client().wait_at_barrier(f"medtl_jax/{next(_numbers)}", 1000 * _LONGEST_WAIT)
+def meet(facts: Mapping[str, str] | None = None) -> None:
+    """Waits until all processes are here; at once where there is one.
+
+    Args:
+      facts: what has to be the same in all of them, by its name.
+
+    Raises:
+      UserError: it is not, or they have met from different parts of the program.
+    """
+    if not spans():
+        return
+    client, place = _client(), f"medtl_jax/{next(_numbers)}"
+    client.key_value_set(f"{place}/{jax.process_index()}", json.dumps(dict(facts or {})))
+    client.wait_at_barrier(place, 1000 * _LONGEST_WAIT)
+    told = {
+        int(key.rpartition("/")[2]): json.loads(value)
+        for key, value in client.key_value_dir_get(place)
+    }
+    for number in sorted(told):
+        _check_alike(number, told[number], told[0])
+
+
+def _check_alike(number: int, facts: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    if facts.keys() != wanted.keys():
+        raise UserError(
+            f"process {number} is at another part of the program than process 0; start all "
+            "processes with the same command and the same run folder"
+        )
+    differing = [name for name in wanted if facts[name] != wanted[name]]
+    if differing:
+        raise UserError(
+            f"process {number} has another {', '.join(differing[:3])}"
+            f"{' and more' if len(differing) > 3 else ''} than process 0; start all processes "
+            "with the same command, data and weights"
+        )
 
 
 class Stop:

@@ -46,14 +46,22 @@ def prepare_xla() -> None:
 
 
 class Preempted(BaseException):
-    """SIGTERM asked this process to end; what it had reached is saved.
+    """SIGTERM asked this process to end, and the state that a training had reached is saved.
 
     Like KeyboardInterrupt it is no `Exception`, so that nobody handles it by accident.
     """
 
 
+PREEMPTED = 143
+"""The exit code after SIGTERM."""
+CONTINUES = "stopped by SIGTERM; the same command continues or repeats the run"
+
+
 class Termination:
-    """What SIGTERM does: it ends the work at once or, while that is `deferred`, where it can be.
+    """What SIGTERM does: it ends the process at once or, while that is `deferred`, where it can be.
+
+    At once it ends as by SIGKILL, for which every file is written whole or not at all: an exception
+    in the midst of a library's event loop might be lost there, or leave it waiting for ever.
 
     Attributes:
       asked: whether the signal has come.
@@ -65,7 +73,7 @@ class Termination:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM raises `Preempted`; in a thread that gets no signals, nothing changes."""
+        """Inside, SIGTERM does that; in a thread that gets no signals, nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -74,11 +82,16 @@ class Termination:
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            # None stands for a handler that Python does not know.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, SIGTERM sets `asked` alone: whoever works here looks at it, and stops."""
+        """Inside, SIGTERM sets `asked` alone: whoever works here looks at it, and stops.
+
+        Raises:
+          Preempted: at the end, where it has come and nobody else is deferring it.
+        """
         self._deferring += 1
         try:
             yield
@@ -91,7 +104,8 @@ class Termination:
         del number, frame
         self.asked = True
         if not self._deferring:
-            raise Preempted
+            os.write(2, f"{CONTINUES}\n".encode())
+            os._exit(PREEMPTED)
 
 
 termination = Termination()
@@ -104,6 +118,11 @@ class _Role:
 def follow() -> None:
     """Makes this process one that computes with others and writes no files."""
     _Role.follows = True
+
+
+def lead() -> None:
+    """Makes this process one that writes files, as it is from the start."""
+    _Role.follows = False
 
 
 def is_writer() -> bool:

@@ -137,15 +137,20 @@ def check_folder(folder: pathlib.Path, config: dict) -> None:
 def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
     """Makes the run folder with its config and environment, or checks that it is this run's.
 
-    Of several processes that run one program the first makes it, and the others wait for it.
+    Of several processes that run one program the first makes it, and the others wait for it: all
+    of them have the same config, folder, data and weights.
     Called once everything that can be refused has been: a mistake leaves no folder behind. The
     folder is made aside and renamed, so a run killed here leaves none either.
 
     Raises:
-      UserError: the folder belongs to another config, or its data or weights have changed.
+      UserError: the folder belongs to another config, its data or weights have changed, or the
+        processes are not of one run.
     """
+    facts = {f"config.{key}": repr(value) for key, value in flat_config(config).items()}
+    facts["--workdir"] = os.path.realpath(folder)
+    facts |= {what: str(environment.get(key)) for key, what in _FIXED.items()}
     # Nobody makes a folder that another one has not looked for yet.
-    meet()
+    meet(facts)
     if is_writer():
         _open_folder(folder, config, environment)
     meet()

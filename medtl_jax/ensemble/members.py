@@ -128,7 +128,7 @@ class _Epochs:
         count = len(members)
         seconds = (time.perf_counter() - started - compiling) / count
         cpu_seconds = (time.process_time() - worked - working) / count
-        cost = {name: value // count for name, value in program.cost().items()}
+        cost = program.cost()
         return {
             member: Trained(
                 state, mean, seconds, cpu_seconds, cost, compiling / count, program.mode
@@ -175,12 +175,19 @@ def _fastest(
     timed = [{key: rows[1:] for key, rows in each.items()} for each in indices]
     seconds = {}
     for name in PROGRAMS:
-        program = Program(trainings, phase, name, scan=False)
-        program.compile(states, warm)
-        for rows in (warm, timed):
-            began = time.perf_counter()
-            jax.block_until_ready(program(states, rows, lambda *_: None)[0])
+        try:
+            with _fitting(len(trainings)):
+                program = Program(trainings, phase, name, scan=False)
+                program.compile(states, warm)
+                for rows in (warm, timed):
+                    began = time.perf_counter()
+                    jax.block_until_ready(program(states, rows, lambda *_: None)[0])
+        except UserError as error:
+            console.note(f"{name}: {error}")
+            continue
         seconds[name] = (time.perf_counter() - began) / _TIMED
+    if not seconds:
+        raise UserError(too_many(len(trainings)))
     best = min(seconds, key=seconds.__getitem__)
     said = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items())
     console.note(f"{len(trainings)} members, a step of all: {said}; chosen: {best}")

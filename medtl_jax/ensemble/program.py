@@ -1,7 +1,8 @@
 """The steps of several members as one program over the devices."""
 
 import functools
-import os
+import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,9 @@ PROGRAMS = MappingProxyType(
     }
 )
 """How the members of one device are computed."""
+
+
+_MEMORY = pathlib.Path("/proc/meminfo")
 
 
 class Program:
@@ -103,17 +107,19 @@ class Program:
         return state, self._data[place], here, self._seeds[place], self._settings[place]
 
     def cost(self) -> dict[str, int]:
-        """`planned_bytes` of all devices in use; nothing where XLA does not say."""
-        devices, feeds = len(self._rounds[0].devices), [t.feed for t in self._trainings]
-        held = data_bytes(feeds[0]) if self._shared else sum(map(data_bytes, feeds))
-        if self.mode == TURNS and not self._shared:
-            held //= len(feeds)
-        planned = planned_bytes(self.compiled, held)
-        return {name: value * devices for name, value in planned.items()}
+        """`planned_bytes` of a member: its share of its device's; empty where XLA does not say."""
+        width, held = self._rounds[0].width, data_bytes(self._trainings[0].feed)
+        planned = planned_bytes(self.compiled, held if self._shared else width * held)
+        return {name: value // width for name, value in planned.items()}
 
     def _check_memory(self, devices: int) -> None:
-        needed, free = self.cost().get("step_bytes", 0), _free_bytes(devices)
-        if free is not None and needed > free:
+        memory, free = self.compiled.memory_analysis(), _free_bytes(devices)
+        if memory is None or free is None:
+            return
+        # States and data are there already.
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        needed = devices * (memory.temp_size_in_bytes + new)
+        if needed > free:
             gib = 2.0**30
             why = f" ({needed / gib:.1f} GiB are needed, {free / gib:.1f} free)"
             raise UserError(too_many(len(self._trainings), why))
@@ -127,9 +133,11 @@ def _free_bytes(devices: int) -> int | None:
         limit = stats.get("bytes_limit")
         return None if limit is None else devices * (limit - stats.get("bytes_in_use", 0))
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+        # Not the free pages: those that hold files are given back when they are wanted.
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
+    except OSError:  # not a Linux
         return None
+    return 1024 * int(found[1]) if found else None
 
 
 def _one(
@@ -209,7 +217,8 @@ def _rows(layout: Layout, indices: Sequence[Mapping]) -> dict[str, np.ndarray]:
     }
 
 
-def too_many(count: int, why: str) -> str:
+def too_many(count: int, why: str = "") -> str:
+    """What is said of so many members that do not fit."""
     return (
         f"{count} members do not fit into memory at once{why}: set train.program=turns (one "
         "at a time on each device), train.program=alone, or a smaller data.batch_size"

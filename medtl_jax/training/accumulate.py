@@ -1,10 +1,12 @@
 """The gradient of a batch in parts, one after the other: the memory is that of one part."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from medtl_jax.augment.mix import mixed_loss
 
 Tree = Any
 # `((loss, (batch_stats, logs)), gradients)` of batch statistics, a batch and a key.
@@ -18,6 +20,8 @@ def accumulated(
 
     Each part moves the batch statistics that the one before it has left, and has a key of its own.
     On CPU the parts are written out one after the other, as convolutions are slow in a scan there.
+    The mean is plain: where a loss is a sum over a count that differs between the parts,
+    `gradients` divides by `shares`.
 
     Args:
       gradients: of one part.
@@ -50,6 +54,27 @@ def accumulated(
     batch_stats, totals = carry
     value, logs, found = jax.tree.map(lambda leaf: leaf / count, totals)
     return (value, (batch_stats, logs)), found
+
+
+def shares(
+    terms: Sequence[Callable | None], shapes: Tree, batch: Mapping, params, anchor, count: int
+) -> list[jax.Array | None]:
+    """For each term its count in the whole batch over `count`, the number of parts.
+
+    Divided by it, the sums of the parts have the mean of the whole batch as their mean, however
+    many entries a part has. The counts depend on the batch alone, so the network is not run.
+
+    Args:
+      terms: of `objectives.losses`; None for one whose parts have their own counts, and stays so.
+      shapes: of the network's `out` for the whole batch.
+      batch: augmented and mixed.
+      params, anchor: as a term has them.
+    """
+    out = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return [
+        None if term is None else mixed_loss(term, out, batch, params, anchor)[1] / count
+        for term in terms
+    ]
 
 
 def _after(totals: Tree, image: jax.Array) -> jax.Array:

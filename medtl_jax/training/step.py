@@ -1,7 +1,7 @@
 """The train state, the one train step and the evaluation step: pure functions to be jitted."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from medtl_jax.keys import named_key
 from medtl_jax.models.inputs import normalize
 from medtl_jax.models.registry import ModelSpec
 from medtl_jax.objectives.task import LossTerm
-from medtl_jax.training.accumulate import accumulated
+from medtl_jax.training.accumulate import accumulated, shares
 from medtl_jax.transfer.groups import FROZEN, frozen_stages, stop_frozen
 from medtl_jax.transfer.optim import Schedule, group_norms
 
@@ -136,9 +136,11 @@ class StepParts:
       run_table, run_labels: `table` and `labels` of the whole training, where a stage that this
         phase freezes may learn in another one; None where there is one phase.
       accumulate: in how many equal parts, one after the other, the gradient of a batch is computed.
-        They are augmented and mixed as one batch; batch norms, batch terms (such as those that
-        compare two domains) and dropout see each part by itself, and the mean of a term is that of
-        the parts' means.
+        They are augmented and mixed as one batch, and a mean named `new` is over the entries of
+        all parts: without batch norms and dropout, which see each part by itself, it and its
+        gradient are those of 1. Of the terms of other names, and of what is no sum over entries,
+        each part has its own: the result is the mean over the parts, for the soft Dice beside a
+        cross-entropy weighted with the parts' counts.
       remat: whether the stages' values are computed again for the gradient, see `Backbone`.
     """
 
@@ -216,25 +218,36 @@ def _teacher(anchor: Tree, batch: Mapping, parts: StepParts) -> dict[str, jax.Ar
     return jax.lax.stop_gradient(out)
 
 
-def _loss(params, state: TrainState, batch: dict, key: jax.Array, parts: StepParts):
-    """`(loss, (batch_stats, {"loss_new": ..., ...}))` of the parameters `params`."""
+def _outputs(params, batch_stats, image, key, domain, step, parts: StepParts) -> tuple[dict, Tree]:
+    """`(out, batch_stats)` of the network in training; `out` has the logits, too."""
+    (logits, out), updated = parts.model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        image,
+        True,
+        frozen_stages(parts.table),
+        domain,
+        norms=parts.norms(step),
+        start=parts.start,
+        remat=parts.remat,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    # Linen returns no batch_stats for a network without batch norms.
+    return {**out, LOGITS: logits}, updated.get("batch_stats", batch_stats)
+
+
+def _loss(
+    params, state: TrainState, batch: dict, key: jax.Array, parts: StepParts, counts: Sequence
+):
+    """`(loss, (batch_stats, {"loss_new": ..., ...}))` of the parameters `params`.
+
+    `counts` has what to divide each term's sum by; None = its own count.
+    """
     params = stop_frozen(params, parts.labels)
 
     def apply(image, name, batch_stats=state.batch_stats, domain=0):
-        (logits, out), updated = parts.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            image,
-            True,
-            frozen_stages(parts.table),
-            domain,
-            norms=parts.norms(state.step),
-            start=parts.start,
-            remat=parts.remat,
-            rngs={"dropout": named_key(key, name)},
-            mutable=["batch_stats"],
-        )
-        # Linen returns no batch_stats for a network without batch norms.
-        return {**out, "logits": logits}, updated.get("batch_stats", batch_stats)
+        own = named_key(key, name)
+        return _outputs(params, batch_stats, image, own, domain, state.step, parts)
 
     out, batch_stats = apply(batch["image"], "dropout")
     if "source" in batch:
@@ -248,8 +261,9 @@ def _loss(params, state: TrainState, batch: dict, key: jax.Array, parts: StepPar
         target = {**batch[TARGET_DOMAIN], "out": target_out}
         batch = {**batch, TARGET_DOMAIN: target, ADAPTATION: strength}
     total, sums, logged = jnp.zeros(()), {}, {}
-    for part in parts.terms:
+    for part, given in zip(parts.terms, counts, strict=True):
         value, count = mixed_loss(part.term, out, batch, params, state.anchor)
+        count = count if given is None else given
         mean = part.factor * value / jnp.maximum(count, 1e-12)
         weight = part.weight(state.step) if callable(part.weight) else part.weight
         total = total + weight * mean
@@ -259,16 +273,31 @@ def _loss(params, state: TrainState, batch: dict, key: jax.Array, parts: StepPar
     return total, (batch_stats, logged | (sums if len(sums) > 1 else {}))
 
 
+def _counts(state: TrainState, batch: dict, key: jax.Array, parts: StepParts) -> list:
+    """What each term's sum over a part of the batch is divided by; None = its count there."""
+
+    def outputs():
+        return _outputs(state.params, state.batch_stats, batch["image"], key, 0, state.step, parts)
+
+    shapes, _ = jax.eval_shape(outputs)
+    terms = [part.term if part.name == "new" else None for part in parts.terms]
+    return shares(terms, shapes, batch, state.params, state.anchor, parts.accumulate)
+
+
 def _gradients(state: TrainState, batch: dict, key: jax.Array, parts: StepParts):
     """`((loss, (batch_stats, logs)), gradients)` of the batch, whole or in parts."""
+
+    whole = parts.accumulate == 1
+    counts = [None] * len(parts.terms) if whole else _counts(state, batch, key, parts)
 
     def of(batch_stats, batch, key):
         if parts.teacher:
             batch = {**batch, "teacher": _teacher(state.anchor, batch, parts)}
         before = state.replace(batch_stats=batch_stats)
-        return jax.value_and_grad(_loss, has_aux=True)(state.params, before, batch, key, parts)
+        graded = jax.value_and_grad(_loss, has_aux=True)
+        return graded(state.params, before, batch, key, parts, counts)
 
-    if parts.accumulate == 1:
+    if whole:
         return of(state.batch_stats, batch, key)
     return accumulated(of, state.batch_stats, batch, key, parts.accumulate)
 

@@ -139,8 +139,12 @@ def test_convolutions_on_one_device_of_a_cpu_train_by_themselves_unless_asked(
     assert not shares(**own | {"transfer__pretrain_loss": "delta"}, train__program="vmap")
 
 
-def test_a_study_takes_its_runs_in_packs_that_leave_some_to_others(five, first, tmp_path):
+def test_a_study_takes_its_runs_in_packs_that_leave_some_to_others(
+    five, first, tmp_path, monkeypatch
+):
     from experiments import packing
+
+    monkeypatch.setattr(packing, "MOST", 8)
 
     def config(seed, **keys):
         given = {"transfer__strategy": "head", "train__epochs": 1, **keys}

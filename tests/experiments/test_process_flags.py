@@ -15,12 +15,17 @@ WHERE = ("--coordinator=host:1234", "--processes=2", "--process=1")
         (WHERE[:2], "--process missing: --coordinator=HOST:PORT, --processes=N and --process=I"),
         (WHERE[2:], "--coordinator, --processes missing"),
         (("--coordinator=host", *WHERE[1:]), "--coordinator=host is not HOST:PORT"),
+        (("--coordinator=host:0", *WHERE[1:]), "--coordinator=host:0 is not HOST:PORT"),
+        (("--coordinator=host:65536", *WHERE[1:]), "with a port from 1 to 65535"),
         (("--process=2", *WHERE[:2]), "--process=2 of --processes=2: they are numbered from 0"),
         (("--process=-1", *WHERE[:2]), "--process=-1 of --processes=2"),
         (("--processes=two", WHERE[0], WHERE[2]), "--processes=two"),
         (("--distributed", WHERE[0]), "--distributed finds by itself what --coordinator"),
         (("--wait=5",), "--wait is for --coordinator or --distributed"),
-        (("--wait=0", *WHERE), "--wait=0 must be more than 0 seconds"),
+        (("--wait=0", *WHERE), "--wait=0 must be more than 0 and at most 86400 seconds"),
+        (("--wait=nan", *WHERE), "--wait=nan must be more than 0"),
+        (("--wait=inf", *WHERE), "--wait=inf must be more than 0 and at most 86400 seconds"),
+        (("--wait=86401", "--distributed"), "--wait=86401 must be more than 0 and at most 86400"),
     ],
 )
 def test_wrong_flags_are_one_line(launch, capsys, flags, said):

@@ -8,11 +8,13 @@ import optax
 import pytest
 
 from medtl_jax.augment.mix import Mix
+from medtl_jax.data.catalog import MISSING
 from medtl_jax.errors import UserError
 from medtl_jax.models.inputs import normalize
 from medtl_jax.models.registry import create_model, initialize
+from medtl_jax.objectives.losses import binary_cross_entropy, cross_entropy, huber, ordinal
 from medtl_jax.training.devices import check_batch_size, data_mesh
-from medtl_jax.training.step import create_state, train_step
+from medtl_jax.training.step import Term, create_state, train_step
 from medtl_jax.transfer.groups import label_tree
 
 KEY = jax.random.key(7)
@@ -76,6 +78,68 @@ def test_without_batch_norms_the_parts_make_the_step_of_the_whole(
     assert min(jax.tree.leaves(moved)) > 1e-4
     assert_close(state.params, whole.params)
     assert_close(parted, logs)
+
+
+def _unequal(task, rng):
+    """`(term, target [24, ...])` whose counts differ between the parts `i % 4` of a batch."""
+    if task == "classify":
+        # Part 0 has the rarest class alone, and with it most of the weight.
+        target = np.where(np.arange(24) % 4 == 0, 2, rng.integers(0, 2, 24)).astype(np.int32)
+        return cross_entropy(np.float32([0.3, 1.5, 5.0]), 0.1), target
+    if task == "corn":
+        target = np.where(np.arange(24) % 4 == 0, 3, rng.integers(0, 2, 24)).astype(np.int32)
+        return ordinal(np.float32([0.3, 1.5, 1.0, 5.0]), "corn"), target
+    known = (rng.random((24, 3)) < 0.5) & (np.arange(24) % 4 != 1)[:, None]
+    if task == "multilabel":
+        target = np.where(known, rng.integers(0, 2, (24, 3)), MISSING).astype(np.int32)
+        return binary_cross_entropy(np.float32([0.5, 2.0, 4.0])), target
+    target = np.where(known, rng.normal(5.0, 2.0, (24, 3)), np.nan).astype(np.float32)
+    return huber(np.full(3, 5.0), np.full(3, 2.0)), target
+
+
+@pytest.mark.parametrize(
+    ("task", "mix"),
+    [
+        ("classify", None),
+        ("corn", None),
+        ("multilabel", None),
+        ("regress", None),
+        ("classify", Mix(mixup=0.4)),
+        ("multilabel", Mix(cutmix=1.0)),
+    ],
+)
+def test_a_mean_is_over_the_whole_batch_whatever_the_counts_of_its_parts(without_norms, task, mix):
+    training, batch = without_norms
+    term, target = _unequal(task, np.random.default_rng(3))
+    batch = {**batch, "target": target}
+    # Two of them, as a head and an auxiliary head are.
+    terms = (Term("new", 1.0, term), Term("new", 1.0, term, factor=0.3))
+    # With this rate the update is the gradient.
+    fields = {"terms": terms, "mix": mix, "optimizer": optax.sgd(1.0)}
+    whole, logs, _ = stepped(training, batch, **fields)
+    state, parted, _ = stepped(training, batch, accumulate=4, **fields)
+    before = training.variables["params"]
+    updates, wanted = (jax.tree.map(np.subtract, one.params, before) for one in (state, whole))
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 0.01
+    assert_close(updates, wanted, rtol=1e-5, atol=1e-5)
+    assert_close(parted, logs)
+
+
+def test_the_terms_of_other_names_keep_the_mean_of_the_parts_means(without_norms):
+    training, batch = without_norms
+    weights = np.float32([0.3, 1.5, 5.0])
+    target = np.where(np.arange(24) % 4 == 0, 2, batch["target"] % 2).astype(np.int32)
+
+    def term(out, batch, params, anchor):
+        del out, params, anchor
+        weight = jax.numpy.asarray(weights)[batch["target"]]
+        return (weight * batch["target"]).sum(), weight.sum()
+
+    batch = {**batch, "target": target}
+    for name, groups in (("pre", [target[part::4] for part in range(4)]), ("new", [target])):
+        _, logs, _ = stepped(training, batch, accumulate=4, terms=(Term(name, 1.0, term),))
+        wanted = np.mean([np.average(rows, weights=weights[rows]) for rows in groups])
+        np.testing.assert_allclose(logs["loss"] / 24, wanted, rtol=1e-5)
 
 
 def test_batch_norms_see_each_part(make_training, batch):

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -28,11 +30,8 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_ends_the_work_or_waits_where_it_is_deferred():
+def test_sigterm_waits_where_it_is_deferred():
     handler, seen, found = signal.getsignal(signal.SIGTERM), [], Termination()
-    with pytest.raises(Preempted), found.listening():
-        terminate()
-        seen.append("not ended")
     with pytest.raises(Preempted), found.listening(), found.deferred():
         with found.deferred():
             terminate()
@@ -42,6 +41,25 @@ def test_sigterm_ends_the_work_or_waits_where_it_is_deferred():
     with found.listening():
         assert not found.asked
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+AT_ONCE = """
+import asyncio, os, signal
+from medtl_jax.process import termination
+async def work():
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(60)
+with termination.listening():
+    asyncio.run(work())
+"""
+
+
+def test_sigterm_ends_anything_else_at_once_also_within_an_event_loop():
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 143
+    assert done.stderr == "stopped by SIGTERM; the same command continues or repeats the run\n"
 
 
 class Ending(Notes):
