@@ -47,7 +47,17 @@ class Toy(nn.Module):
     """A hidden layer, tanh(x W), under a new head and the pretrained one; no biases."""
 
     @nn.compact
-    def __call__(self, image, train=False, frozen=(), domain=0, taps=None, norms=None, start=""):
+    def __call__(
+        self,
+        image,
+        train=False,
+        frozen=(),
+        domain=0,
+        taps=None,
+        norms=None,
+        start="",
+        remat=False,
+    ):
         dense = functools.partial(nn.Dense, use_bias=False)
         maps = jnp.tanh(dense(4, name="stage1")(image)) + (taps or {}).get("stage1", 0.0)
         features = maps.mean((1, 2))

@@ -92,9 +92,9 @@ def watched(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-        def __call__(self, state, *arguments):
+        def steps(self, state, *arguments):
             before = jax.tree.map(np.array, state)
-            result = super().__call__(state, *arguments)
+            result = super().steps(state, *arguments)
             epochs.append((len(made), before, self.compiled))
             return result
 
