@@ -255,6 +255,8 @@ def test_networks_of_two_kinds_and_sizes(finished, launch, tmp_path, no_pictures
         ({"ensemble.arrays": '{"train.select": [1, 2, 3]}'}, "cannot differ in train.select"),
         ({"ensemble.arrays": '{"optim.high.lr": [1, 2, "a"]}'}, "seed 2: optim.high.lr='a' must"),
         ({"ensemble.arrays": '{"optim.high.lr": [1, 2, -1]}'}, "lenet5@28, seed 2: optim.high.lr"),
+        ({"ensemble.arrays": '{"augment.rotate": [1, 2, 9999]}'}, "seed 2: augment.rotate=9999"),
+        ({"ensemble.arrays": '{"seed": [1], "seed": [2]}'}, "ensemble.arrays: seed is there twice"),
         ({"ensemble.arrays": "lr"}, "ensemble.arrays is no JSON"),
         ({"ensemble.arrays": '{"optim.high.lr": 1}'}, "ensemble.arrays: name keys with lists"),
         ({"ensemble.networks": "lenet5@x"}, "ensemble.networks: 'lenet5@x' is no network"),

@@ -185,13 +185,15 @@ def test_cross_fitting_does_not_flatter_a_fit_to_noise(small_runs):
     assert honest > own
 
 
-def test_ranks_have_no_loss_and_are_never_calibrated(small_runs):
+def test_ranks_have_no_loss_and_are_never_calibrated_or_picked(small_runs):
     from experiments.ensemble_candidates import (
         candidate_value,
         fit_fusions,
         fuse,
         gives_probabilities,
     )
+    from experiments.ensemble_results import _pick
+    from medtl_jax.report.ensemble import FUSION
 
     members = members_of("multilabel")
     fitted = fit_fusions(["rank"], [one.val for one in members], 0)
@@ -199,6 +201,10 @@ def test_ranks_have_no_loss_and_are_never_calibrated(small_runs):
     task = OUTPUTS["multilabel"]
     assert candidate_value(task, "loss", rank) is None and not gives_probabilities(rank)
     assert candidate_value(task, "auc", rank) > 0.5
+    # A single image has no rank: what is picked scores any image.
+    fitted = fit_fusions(["rank", "mean"], [one.val for one in members], 0)
+    values = {"rank": 1.0, "mean": 0.5}
+    assert _pick(fuse(fitted, members), FUSION, values, more_is_better=True) == "mean"
 
 
 def test_a_soup_of_equal_members_predicts_as_they_do(small_runs, five, tmp_path):
