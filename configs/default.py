@@ -220,13 +220,14 @@ def get_config() -> ConfigDict:
     # domain.method see each part by itself; without them the result is that of 1, up to rounding.
     config.train.accumulate = 1
     # Computes the stages' values again where their gradients are, instead of keeping them: less
-    # memory, about a third more time, the same result. On a CPU XLA undoes it.
+    # memory for more time, the same result. On a CPU XLA undoes it; a GPU was not measured.
     config.train.remat = False
     # Runs of a study that differ by seeds and rates, weights of losses, smoothing or strengths of
     # augmentation alone may be trained as members of one program (pmap over the devices). Those of
-    # a device: turns (one after the other) | vmap | scan | unroll | auto (what was measured to be
-    # faster) | fastest (what is so in a trial at the beginning). alone = each run by itself, its
-    # batches divided over the devices.
+    # a device: turns (one after the other) | vmap | scan | unroll | auto (vmap for heads on kept
+    # features and on a GPU or TPU, which was not measured; on a CPU turns on several devices and
+    # alone on one) | fastest (what is so in a trial at the beginning). alone = each run by itself,
+    # its batches divided over the devices.
     config.train.program = "auto"
 
     # Adaptation to a set whose labels are not used (they only score, if it has some): the data

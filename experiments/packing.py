@@ -28,8 +28,8 @@ _OF_THE_RUN = ("delta", "cotuning")
 def may_share(config: dict) -> bool:
     """Whether a run with `config` may be trained in one program with others of its kind.
 
-    With `train.program=auto` it is not where that was measured to gain nothing: convolutions on the
-    one device of a CPU.
+    With `train.program=auto` convolutions on the one device of a CPU do not: they would take turns
+    on the same cores.
     """
     program, pre = config["train"]["program"], config["transfer"]["pretrain_loss"]
     if program == ALONE or domain_settings.wanted(config):

@@ -50,10 +50,9 @@ def fit_members(
       states: before the first step.
       predict: serves all of them.
       keepings: of each, in its own folder.
-      program: one of `PROGRAMS`; `auto`, the one that was measured to be faster for such devices
-        and networks; `fastest`, the one that is so in a trial of a few steps before the first
-        epoch, which may turn out otherwise the next time. A training that continues keeps the one
-        it began with.
+      program: one of `PROGRAMS`; `auto`, that of `usual_program`; `fastest`, the one that is so in
+        a trial of a few steps before the first epoch, which may turn out otherwise the next time. A
+        training that continues keeps the one it began with.
 
     Raises:
       UserError: the members of a device do not fit into its memory; as `fit`.
@@ -157,10 +156,11 @@ def _fitting(count: int) -> Iterator[None]:
 
 
 def usual_program(start: str) -> str:
-    """The program that was measured to be the faster one, of networks that begin at `start`.
+    """The program of networks that begin at `start`, where none is asked for.
 
-    A head is two matrix products: as one they take the time of one. On a CPU a convolution with
-    weights of each member takes several times as long as one after the other.
+    A head is two matrix products: as one they take the time of one. On a CPU a larger convolution
+    with weights of each member takes several times as long as one after the other; on a GPU or TPU
+    neither was measured.
     """
     return VMAP if start == HEAD or jax.default_backend() != "cpu" else TURNS
 
