@@ -9,6 +9,15 @@ their values, or names with settings by their labels; the first of each is the r
             "none": {"augment.flip_horizontal": 0.0, "augment.shift": 0.0},
             "xray": {"augment.preset": "xray"}}}'
 
+A row that sets `ensemble.members` trains so many networks for each seed, on the same images, and
+predicts the mean of their probabilities; the first of them is the network of the row without. The
+layers of a method, its ensemble included, are then switched on and off in one table:
+
+        --config.ablation.axes='{
+            "groups": {"off": {"transfer.strategy": "full"}, "on": {"transfer.strategy": "groups"}},
+            "L_pre": {"off": {}, "on": {"transfer.pretrain_loss": "l2sp", "transfer.alpha": 0.01}},
+            "ensemble": {"one": {}, "three": {"ensemble.members": 3}}}'
+
 `ablation.design=grid` trains all combinations, `one` those that differ from the reference on one
 axis. What a row sets wins over what the study or the command line has.
 

@@ -278,7 +278,8 @@ def get_config() -> ConfigDict:
     config.ablation = ConfigDict()  # any settings x seeds on the same splits
     # JSON: keys of this config with lists of values, or names of axes with settings by label:
     # {"optim.high.lr": [0.001, 0.002], "look": {"plain": {}, "xray": {"augment.preset": "xray"}}}.
-    # The first of each is the reference.
+    # The first of each is the reference. What a row that sets ensemble.members predicts is the mean
+    # of so many networks for each seed: its own seed, then 1000, 2000, ... more.
     config.ablation.axes = ""
     config.ablation.design = "grid"  # or one: what differs from the reference on one axis
     config.ablation.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own

@@ -4,9 +4,10 @@
 
 Each combination is a run of its own in `<workdir>/cells`, whose command repeats it alone and whose
 folder is named by its seed and a hash of config, images and weights: one that is finished is never
-run again, one of which anything has changed always is. Several processes, or machines that share a
-file system with locks, may be given the same command: each run is made by one of them, and the
-table is written once all are finished.
+run again, one of which anything has changed always is. In a row that sets `ensemble.members` each
+seed has several runs, and the mean of what they predict stands in the table. Several processes, or
+machines that share a file system with locks, may be given the same command: each run is made by one
+of them, those that several rows have once, and the table is written once all are finished.
 """
 
 import pathlib
@@ -16,9 +17,15 @@ import numpy as np
 
 from experiments import trained
 from experiments.ablation_axes import DESIGNS, parse_axes, row_name, rows_of
-from experiments.ablation_cells import AblationCell, make_cells, with_digests
+from experiments.ablation_cells import (
+    AblationCell,
+    distinct,
+    entries_of,
+    make_cells,
+    with_digests,
+)
+from experiments.ablation_fusion import read_entry, validation_values
 from experiments.augmentation import resolve_augmentation
-from experiments.compare import read_run
 from experiments.contact_sheet import study_sheet
 from experiments.ladder_checks import check_cells
 from experiments.ladder_requests import Memos
@@ -37,7 +44,6 @@ from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
-from medtl_jax.metrics.pairing import Predicted
 from medtl_jax.report.ablation import Ablation, ablation_table, rows_figure, write_ablation
 from medtl_jax.report.study_page import entry_of, to_json
 from medtl_jax.report.style import save_figures
@@ -73,11 +79,12 @@ def run(request: Request) -> None:
     check_place(folder, config)
     memos: Memos = {}
     cells = with_digests(make_cells(config), request, memos)
-    check_cells(cells, request, memos)
+    alone = distinct(cells)
+    check_cells(alone, request, memos)
     environment = {**runs.describe_environment(), "command": request.command}
     begin(folder, config, environment)
-    train_shared(cells, request, memos)
-    with finishing(folder, config, environment, [cell.name for cell in cells]) as unwritten:
+    train_shared(alone, request, memos)
+    with finishing(folder, config, environment, [cell.name for cell in alone]) as unwritten:
         if unwritten:
             _finish(request, cells, environment, memos)
     say_table(folder, TABLE, console)
@@ -101,7 +108,7 @@ def _finish(
         command=request.command,
         config=config,
         environment=environment,
-        commands={f"{cell.title}: {cell.name}": cell.command for cell in cells},
+        commands={f"{cell.title}: {cell.name}": cell.command for cell in distinct(cells)},
         figures=figures,
     )
     runs.write_json(folder / runs.METRICS, {"test": _metrics(found)}, sort_keys=False)
@@ -114,15 +121,18 @@ def _collect(request: Request, cells: Sequence[AblationCell]) -> Ablation:
     axes = parse_axes(config["ablation"]["axes"])
     rows = rows_of(axes, config["ablation"]["design"])
     first = cells[0].folder(folder)
-    tested = _read(cells[0], folder)
-    predicted = (_read(cell, folder) for cell in cells)
-    sampled = sampled_runs(predicted, len(cells), config, request.console)
+    entries = entries_of(cells)
+    tested = read_entry(entries[0], folder, "test")
+    predicted = (read_entry(entry, folder, "test") for entry in entries)
+    sampled = sampled_runs(predicted, len(entries), config, request.console)
     reference = row_name(rows[0])
     task = trained.read_card(first).task
-    rungs, picked = make_rungs(folder, cells, sampled, reference, config["train"], task)
+    values = validation_values(entries, folder, config["train"]["select"])
+    rungs, picked = make_rungs(folder, entries, sampled, values, reference, config["train"], task)
     return Ablation(
         rows=rungs,
         labels={row_name(row): row for row in rows},
+        members={entry[0].strategy: len(entry) for entry in entries},
         sets=tuple(
             (name, label, "; ".join(f"{key}={value!r}" for key, value in settings.items()))
             for name, labels in axes.items()
@@ -137,15 +147,6 @@ def _collect(request: Request, cells: Sequence[AblationCell]) -> Ablation:
         device=device_of(first),
         notes=(*notes_of(folder, cells), *_differences(folder, cells)),
     )
-
-
-def _read(cell: AblationCell, folder: pathlib.Path) -> Predicted:
-    """What a run predicted of the test. UserError that says how to mend it."""
-    path = cell.folder(folder)
-    try:
-        return read_run(path, cell.title, "test").predicted
-    except UserError as error:
-        raise UserError(f"{error}; or delete {path} to have the run made again") from error
 
 
 def _differences(folder: pathlib.Path, cells: Sequence[AblationCell]) -> list[str]:

@@ -1,10 +1,12 @@
 """The axes of an ablation: which settings are varied, read from `config.ablation.axes`.
 
     {"optim.high.lr": [0.001, 0.002],
-     "augmentation": {"none": {"augment.shift": 0.0}, "xray": {"augment.preset": "xray"}}}
+      "augmentation": {"none": {"augment.shift": 0.0}, "xray": {"augment.preset": "xray"}},
+     "ensemble": {"one": {}, "three": {"ensemble.members": 3}}}
 
 An axis is a key of the config with a list of its values, or a name with its settings by their
-labels, each of which sets any number of keys (none, `{}`: what the study has).
+labels, each of which sets any number of keys (none, `{}`: what the study has). `ensemble.members`
+sets nothing in a run: it is how many of them a row fuses for each seed.
 """
 
 import itertools
@@ -25,6 +27,8 @@ DESIGNS = ("grid", "one")
 # What the ablation sets in each of its runs, or what all rows of one table are told by.
 _OWN = ("experiment", "seed", "data.seed_draw", "train.select", "train.devices")
 _OTHERS = ("ablation.", "ladder.", "adapt.", "rank.", "find_lr.")
+MEMBERS = "ensemble.members"
+_ENSEMBLE, _MOST_MEMBERS = "ensemble.", 1000
 _LONGEST_LABEL, _MOST_ROWS = 40, 1000
 Settings = dict[str, Any]
 Axes = dict[str, dict[str, Settings]]
@@ -165,6 +169,11 @@ def _checked(where: str, settings: Any) -> Settings:
             raise UserError(f"{KEY}: {where}: {key} cannot be varied; the study sets it for all")
         if key not in usual:
             raise UserError(f"{KEY}: {where}: there is no key {key}; configs/default.py has all")
+        if key.startswith(_ENSEMBLE) and key != MEMBERS:
+            raise UserError(
+                f"{KEY}: {where}: {key} has no effect in an ablation, whose rows fuse members by "
+                f"their mean; of the section only {MEMBERS} may be set"
+            )
         kind = type(usual[key])
         # JSON writes 1 for the float 1.0.
         if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
@@ -173,6 +182,11 @@ def _checked(where: str, settings: Any) -> Settings:
             raise UserError(
                 f"{KEY}: {where}: {key}={reprlib.repr(value)} must be of the type of "
                 f"{usual[key]!r}, and finite"
+            )
+        if key == MEMBERS and not 2 <= value <= _MOST_MEMBERS:
+            raise UserError(
+                f"{KEY}: {where}: {key}={value} must be at least 2 and at most {_MOST_MEMBERS}; a "
+                "row that does not set it has one network for each seed"
             )
         found[key] = value
     return found

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments import adaptation, domain_settings, study
-from experiments.ablation_axes import KEY, parse_axes, row_name, rows_of, settings_of
+from experiments.ablation_axes import KEY, MEMBERS, parse_axes, row_name, rows_of, settings_of
 from experiments.augmentation import with_preset
-from experiments.cells import Cell, resolved_config
+from experiments.cells import Cell, check_untouched, resolved_config
 from experiments.ladder_requests import Memos, Quiet, cell_request, keep_one, named
 from experiments.prepared import read_training_data
 from experiments.settings import check_ranges, default_section
@@ -22,6 +22,9 @@ from medtl_jax.errors import UserError
 
 # Keys of the section `data` that change nothing of what is read, or only draw from it.
 _NOT_READ = ("seed_draw", "train_fraction", "per_class", "batch_size", "cache_gb")
+_OF_ENSEMBLES = tuple(f"ensemble.{key}" for key in default_section("ensemble"))
+# Between the seeds of two members: no two seeds of a row, at most so many, share a member.
+_STRIDE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,8 @@ class AblationCell(Cell):
     """One run of an ablation; its folder is named by its seed and a hash of what it is made of.
 
     Attributes:
-      of_row: the flat keys of the config that its row sets, as they are written.
+      of_row: the flat keys of the config that its row sets, as they are written; how many members
+        the row has is nothing that a run knows of.
       digest: of its config, images and weights; a run of others is another run.
     """
 
@@ -79,35 +83,70 @@ class AblationCell(Cell):
 
 
 def make_cells(config: dict) -> list[AblationCell]:
-    """The runs of an ablation, by row and then seed, without their digests.
+    """The runs of an ablation, by row, seed and member, without their digests.
 
-    What a row sets wins over what the study has.
+    What a row sets wins over what the study has. Of a row with `ensemble.members` the first member
+    of each seed is the run that the row would have without them; the seeds of the others are 1000
+    apart, and all learn from the images of the first. A run of several rows is there for each.
 
     Raises:
       UserError: `config.ablation` is none; a run's config cannot be used; two rows come to the
-        same runs.
+        same runs; members whose seeds change nothing.
     """
+    instead = f"{MEMBERS} in a row of {KEY}"
+    check_untouched(config, dict.fromkeys(_OF_ENSEMBLES, instead), "an ablation")
     axes = parse_axes(config["ablation"]["axes"])
     cells: list[AblationCell] = []
     same: dict[str, str] = {}
     for row in rows_of(axes, config["ablation"]["design"]):
         name, settings = row_name(row), settings_of(axes, row)
-        members = [
-            _cell(config, name, settings, number) for number in range(config["ablation"]["seeds"])
+        members = settings.pop(MEMBERS, 1)
+        own = [
+            _cell(config, name, settings, number, member)
+            for number in range(config["ablation"]["seeds"])
+            for member in range(members)
         ]
-        other = same.setdefault(json.dumps(members[0].resolved, sort_keys=True), name)
+        _check_members(own[0], members)
+        other = same.setdefault(json.dumps([members, own[0].resolved], sort_keys=True), name)
         if other != name:
             raise UserError(
                 f"{KEY}: the rows {other!r} and {name!r} come to the same runs, as all settings "
                 "take effect; leave one out"
             )
-        cells += members
+        cells += own
     return cells
 
 
-def _cell(config: dict, name: str, settings: Mapping[str, Any], number: int) -> AblationCell:
+def entries_of(cells: Sequence[AblationCell]) -> list[list[AblationCell]]:
+    """The runs by what predicts together: for each seed of each row one, or all its members."""
+    found: dict[tuple[str, int], list[AblationCell]] = {}
+    for cell in cells:
+        found.setdefault((cell.strategy, cell.config["data"]["seed_draw"]), []).append(cell)
+    return list(found.values())
+
+
+def distinct(cells: Sequence[AblationCell]) -> list[AblationCell]:
+    """The runs, those that several rows have once, as of the first of these rows."""
+    found: dict[str, AblationCell] = {}
+    for cell in cells:
+        found.setdefault(cell.name, cell)
+    return list(found.values())
+
+
+def _check_members(cell: AblationCell, members: int) -> None:
+    """UserError for several members whose seeds change nothing."""
+    if members > 1 and cell.resolved["experiment"] != "finetune":
+        raise UserError(
+            f"{cell.title}: {MEMBERS}={members}: a probe or k-NN has nothing that a seed changes: "
+            f"its members would all be the same; leave the row out of {KEY}"
+        )
+
+
+def _cell(
+    config: dict, name: str, settings: Mapping[str, Any], number: int, member: int
+) -> AblationCell:
     own = runs.nested_config(config, {**runs.flat_config(config), **settings})
-    seed = config["seed"] + number
+    seed = config["seed"] + number + _STRIDE * member
     where = f"{name}, seed {seed}"
     own = {
         **own,
@@ -141,7 +180,9 @@ def with_digests(
     for cell in cells:
         keep_one(memos, cell)
         with named(cell):
-            draw = json.dumps([cell.draw, cell.resolved["data"]["per_class"], _target(cell)])
+            data = cell.resolved["data"]
+            drawn = [cell.fraction, data["seed_draw"], data["per_class"]]
+            draw = json.dumps([drawn, cell.place, _target(cell)])
             if draw not in images:
                 own = cell_request(cell, request, memos)
                 dataset = read_training_data(own)

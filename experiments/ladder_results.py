@@ -145,8 +145,15 @@ def _level(
     task: Task,
 ) -> Level:
     """All strategies at one fraction, `cells`; the next of `sampled` are theirs."""
+    select = config["train"]["select"]
     rungs, picked = make_rungs(
-        folder, cells, sampled, config["ladder"]["reference"], config["train"], task
+        folder,
+        [[cell] for cell in cells],
+        sampled,
+        [recorded_validation(cell.folder(folder), select, task) for cell in cells],
+        config["ladder"]["reference"],
+        config["train"],
+        task,
     )
     first = [cell.folder(folder) for cell in cells if cell.strategy == cells[0].strategy]
     sizes = {
@@ -165,8 +172,9 @@ def _level(
 
 def make_rungs(
     folder: pathlib.Path,
-    cells: Sequence[Cell],
+    entries: Sequence[Sequence[Cell]],
     sampled: Iterator[Sampled],
+    validation: Sequence[float | None],
     reference: str,
     train: Mapping[str, Any],
     task: Task,
@@ -175,33 +183,36 @@ def make_rungs(
 
     Args:
       folder: of the study.
-      cells: of the study, whose rungs are compared with each other; the seeds of each together.
-      sampled: its next are theirs.
+      entries: of the study, whose rungs are compared with each other. Each is one seed of a
+        strategy: its run, or the runs that predict together.
+      sampled: its next are theirs, one for each entry.
+      validation: the value `train.select` of each entry.
       reference: the `Cell.strategy` that the others are compared with.
       train: the section of the study's config.
       task: of all.
     """
-    select, groups = train["select"], {}
-    for cell in cells:
-        groups.setdefault(cell.strategy, []).append(cell.folder(folder))
-    samples = {name: list(itertools.islice(sampled, len(g))) for name, g in groups.items()}
+    folders: dict[str, list[list[pathlib.Path]]] = {}
+    samples: dict[str, list[Sampled]] = {}
+    values: dict[str, list[float | None]] = {}
+    own = itertools.islice(sampled, len(entries))
+    for entry, one, value in zip(entries, own, validation, strict=True):
+        name = entry[0].strategy
+        folders.setdefault(name, []).append([cell.folder(folder) for cell in entry])
+        samples.setdefault(name, []).append(one)
+        values.setdefault(name, []).append(value)
     against = judge(_differences(samples, reference))
-    validation = {
-        name: tuple(_validation(path, select, task) for path in group)
-        for name, group in groups.items()
-    }
     rungs = tuple(
         Rung(
             strategy=name,
-            folders=tuple(f"{FOLDER}/{path.name}" for path in group),
-            validation=validation[name],
+            folders=tuple(f"{FOLDER}/{path.name}" for entry in group for path in entry),
+            validation=tuple(values[name]),
             test={metric: over_seeds(samples[name], metric) for metric in samples[name][0].values},
             against=against.get(name, {}),
             cost=_cost(group, train["devices"]),
         )
-        for name, group in groups.items()
+        for name, group in folders.items()
     )
-    return rungs, pick(validation, task.selection[select])
+    return rungs, pick(values, task.selection[train["select"]])
 
 
 def _differences(samples: Samples, reference: str) -> dict[str, dict]:
@@ -213,7 +224,7 @@ def _differences(samples: Samples, reference: str) -> dict[str, dict]:
     }
 
 
-def _validation(folder: pathlib.Path, select: str, task: Task) -> float | None:
+def recorded_validation(folder: pathlib.Path, select: str, task: Task) -> float | None:
     """The validation value `select` of the epoch that a run kept."""
     validator = task_validator(select, task)
     history = read_history(folder / "metrics.jsonl", [validator.key])
@@ -298,28 +309,38 @@ def data_name(folder: pathlib.Path) -> str:
     return checked(folder / runs.ENVIRONMENT, str, "data", "name")
 
 
-def _cost(folders: Sequence[pathlib.Path], devices: int) -> Cost:
-    """What a run of one strategy takes, the mean over its seeds; None where one does not say.
+def _cost(seeds: Sequence[Sequence[pathlib.Path]], devices: int) -> Cost:
+    """What one seed of a strategy takes, all its runs together, the mean over the seeds.
 
-    `devices` is `train.devices`: 0 for all that the machine has.
+    None where a run does not say; the memory is that of the largest run.
     """
-    seconds, spent, memory, compiling = [], [], [], []
-    for folder in folders:
-        path, environment = folder / runs.COST, folder / runs.ENVIRONMENT
-        parts = [_amount(path, key) for key in ("prepare_seconds", "train_seconds")]
-        total = None if None in parts else sum(parts)
-        seconds.append(total)
-        memory.append(_amount(path, "step_bytes"))
-        compiling.append(_amount(path, "compile_seconds", required=False))
-        worked = _amount(path, "cpu_seconds")
-        if device_of(folder) != "CPU":
-            # Processors only wait for the accelerators.
-            count = devices or len(checked(environment, list, "devices"))
-            worked = None if total is None else total * count
-        spent.append(worked)
-    most = max((one for one in memory if one is not None), default=None)
-    return Cost(_mean(seconds), _mean(spent), most, _mean(compiling))
+    costs = [[_run_cost(folder, devices) for folder in folders] for folders in seeds]
+    known = [one.step_bytes for entry in costs for one in entry if one.step_bytes is not None]
+    return Cost(
+        _mean([_total([one.seconds for one in entry]) for entry in costs]),
+        _mean([_total([one.device_seconds for one in entry]) for entry in costs]),
+        max(known, default=None),
+        _mean([_total([one.compile_seconds for one in entry]) for entry in costs]),
+    )
+
+
+def _run_cost(folder: pathlib.Path, devices: int) -> Cost:
+    """What a run takes; `devices` is `train.devices`: 0 for all that the machine has."""
+    path, environment = folder / runs.COST, folder / runs.ENVIRONMENT
+    seconds = _total([_amount(path, key) for key in ("prepare_seconds", "train_seconds")])
+    worked = _amount(path, "cpu_seconds")
+    if device_of(folder) != "CPU":
+        # Processors only wait for the accelerators.
+        count = devices or len(checked(environment, list, "devices"))
+        worked = None if seconds is None else seconds * count
+    compiling = _amount(path, "compile_seconds", required=False)
+    return Cost(seconds, worked, _amount(path, "step_bytes"), compiling)
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    return None if None in values else math.fsum(values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else math.fsum(values) / len(values)
+    total = _total(values)
+    return None if total is None else total / len(values)

@@ -1,6 +1,7 @@
 """An ablation: its table as Markdown, for the terminal too, its figure and one self-contained page.
 
-A row is one setting of each axis, trained with several seeds.
+A row is one setting of each axis, trained with several seeds; where it fuses members, each seed has
+several networks.
 """
 
 import dataclasses
@@ -37,8 +38,10 @@ class Ablation:
     """The result of settings x seeds on one test split.
 
     Attributes:
-      rows: one for each combination of settings; `strategy` is its name.
+      rows: one for each combination of settings; `strategy` is its name, and `folders` has the
+        members of one seed next to each other.
       labels: of each row, its setting of every axis, by axis.
+      members: of each row, how many networks it fuses for each seed; 1 where it does not.
       sets: `(axis, label, settings)`, what each setting is.
       reference: the row that the others are compared with.
       picked: the row chosen on validation, `""` where none could be.
@@ -51,6 +54,7 @@ class Ablation:
 
     rows: tuple[Rung, ...]
     labels: Mapping[str, Mapping[str, str]]
+    members: Mapping[str, int]
     sets: tuple[tuple[str, str, str], ...]
     reference: str
     picked: str
@@ -65,6 +69,11 @@ class Ablation:
     def metrics(self) -> tuple[str, ...]:
         """The primary metrics."""
         return tuple(self.rows[0].test)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether any row fuses members."""
+        return any(count > 1 for count in self.members.values())
 
 
 def ablation_table(found: Ablation) -> str:
@@ -100,6 +109,7 @@ def reading(found: Ablation) -> list[str]:
         f"A difference is the row minus {found.reference}, paired by seed and by test image. Its "
         "verdict takes a p of at most 0.05 after Holm's correction over all rows and metrics; p is "
         "after it; “cannot tell” is not “equal”.",
+        *_fused(found),
         f"Picked: the best mean validation {found.select}. The test split has no part in it.",
         f"{found.device} s: seconds of all {found.device}s in use, the mean of one run without "
         "compilation. MB: peak memory of one compiled training step as XLA reports it, without the "
@@ -107,10 +117,24 @@ def reading(found: Ablation) -> list[str]:
     ]
 
 
+def _fused(found: Ablation) -> list[str]:
+    """How the members of a row become one prediction, where any row has some."""
+    if not found.fuses:
+        return []
+    return [
+        "Members: how many networks a row has for each seed. They learn from the same images and "
+        "differ by their own seeds; what the row predicts is the mean of their probabilities (of a "
+        "regression, of their numbers), and nothing is fitted. All values of such a row, "
+        f"validation {found.select} too, are of that mean; its seconds are the sum over the "
+        "members, its MB those of the largest. A row that differs in nothing else and fuses none "
+        "has the first member for its network, trained once for both.",
+    ]
+
+
 def _table_of(found: Ablation, metric: str) -> Cells:
     """Head and rows of one metric, all of them text; costs stand by the first one."""
     axes = list(next(iter(found.labels.values())))
-    head = [*axes, f"{label_of(metric)} (95 % CI)", "verdict"]
+    head = [*axes, *["members"] * found.fuses, f"{label_of(metric)} (95 % CI)", "verdict"]
     head += [f"minus {found.reference} (95 % CI)", "p", "sd"]
     first = metric == found.metrics[0]
     if first:
@@ -120,6 +144,7 @@ def _table_of(found: Ablation, metric: str) -> Cells:
         value, judged = rung.test[metric], rung.against.get(metric)
         row = list(found.labels[rung.strategy].values())
         row[-1] += " (picked)" if rung.strategy == found.picked else ""
+        row += [str(found.members[rung.strategy])] * found.fuses
         row.append(with_interval(entry_of(value)))
         row += ["reference", "", ""]
         if judged:

@@ -79,6 +79,7 @@ def test_the_numbers_are_those_of_the_runs(finished):
         assert change["value"] == pytest.approx(np.mean(values) - np.mean(reference), abs=1e-12)
     table = (finished / "ablation.md").read_text()
     assert table.count("| optim.high.lr | look ") == len(found["rows"][0]["test"])
+    assert "members" not in table.lower() and set(found["members"].values()) == {1}
     metrics = runs.read_json(finished / "metrics.json")["test"]
     assert metrics["auc/lr=0.02, look=plain"]["n"] == 30
     page = (finished / "report.html").read_text(encoding="utf-8")
