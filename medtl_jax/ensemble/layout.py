@@ -1,6 +1,7 @@
 """Which members of an ensemble are on which device, and their arrays put there."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class Layout:
     devices: tuple[jax.Device, ...]
     rows: tuple[tuple[int, ...], ...]
 
-    @property
+    @functools.cached_property
     def sharding(self) -> NamedSharding:
         """Of arrays whose leading axis is that of the devices."""
         return NamedSharding(Mesh(np.array(self.devices), ("member",)), PartitionSpec("member"))
@@ -63,37 +64,51 @@ def make_layout(count: int, devices: Sequence[jax.Device]) -> Layout:
 
 def divided(layout: Layout, trees: Sequence[Tree]) -> Tree:
     """The trees of all members as one, each on its device, with axes of devices and of members."""
-
-    def of_all(*leaves):
-        parts = []
-        for device, row in zip(layout.devices, layout.rows, strict=True):
-            own = [jax.device_put(leaves[member], device) for member in row]
-            parts.append(jnp.stack(own)[None])
-        return _assembled(parts, layout.sharding)
-
-    return jax.tree.map(of_all, *trees)
+    parts = []
+    for device, row in zip(layout.devices, layout.rows, strict=True):
+        own = jax.device_put([trees[member] for member in row], device)
+        parts.append(_stacked(own))
+    return _assembled(parts, layout.sharding)
 
 
 def copied(layout: Layout, tree: Tree) -> Tree:
     """The tree on each device, with a leading axis of the devices."""
-
-    def on_each(leaf):
-        parts = [jax.device_put(leaf, device)[None] for device in layout.devices]
-        return _assembled(parts, layout.sharding)
-
-    return jax.tree.map(on_each, tree)
-
-
-def _assembled(parts: list[jax.Array], sharding: NamedSharding) -> jax.Array:
-    shape = (len(parts), *parts[0].shape[1:])
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    parts = [_raised(jax.device_put(tree, device)) for device in layout.devices]
+    return _assembled(parts, layout.sharding)
 
 
 def member_of(tree: Tree, device: int, place: int) -> Tree:
     """The tree of one member, on the device where it is."""
 
-    def own(leaf):
-        found = next(s for s in leaf.addressable_shards if (s.index[0].start or 0) == device)
-        return found.data[0, place]
+    def shard(leaf):
+        shards = leaf.addressable_shards
+        return next(s for s in shards if (s.index[0].start or 0) == device).data
 
-    return jax.tree.map(own, tree)
+    return _picked(jax.tree.map(shard, tree), jnp.int32(place))
+
+
+# A whole tree at a time: leaf by leaf the calls take longer than what they do.
+@jax.jit
+def _stacked(trees: list[Tree]) -> Tree:
+    """The trees as one, with an axis of one device and one of the trees."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[None], *trees)
+
+
+@jax.jit
+def _raised(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+@jax.jit
+def _picked(tree: Tree, place: jax.Array) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[0, place], tree)
+
+
+def _assembled(parts: list[Tree], sharding: NamedSharding) -> Tree:
+    """The trees of the devices, whose leading axes are 1, as one."""
+
+    def of_all(*leaves):
+        shape = (len(leaves), *leaves[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(leaves))
+
+    return jax.tree.map(of_all, *parts)

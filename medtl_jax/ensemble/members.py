@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from medtl_jax.console import Console
+from medtl_jax.console import Advance, Console
 from medtl_jax.ensemble.program import (
     PROGRAMS,
     TURNS,
@@ -22,6 +22,7 @@ from medtl_jax.ensemble.program import (
 )
 from medtl_jax.errors import UserError
 from medtl_jax.models.backbone import HEAD
+from medtl_jax.process import Preempted, termination
 from medtl_jax.training.inference import Predict
 from medtl_jax.training.loop import Epoch, Keeping, Trained, Training, epochs
 from medtl_jax.training.step import TrainState
@@ -55,8 +56,15 @@ def fit_members(
         training that continues keeps the one it began with.
 
     Raises:
+      Preempted: after SIGTERM, once the last epoch is saved; the step it came in ends the epoch
+        after it, which is repeated.
       UserError: the members of a device do not fit into its memory; as `fit`.
     """
+    with termination.deferred():
+        return _fit_members(trainings, states, predict, keepings, program)
+
+
+def _fit_members(trainings, states, predict, keepings, program: str) -> list[list[dict]]:
     works = [
         epochs(training, state, predict, keeping)
         for training, state, keeping in zip(trainings, states, keepings, strict=True)
@@ -71,6 +79,8 @@ def fit_members(
                 asked[member] = works[member].send(done)
             except StopIteration as stopped:
                 histories[member] = stopped.value
+        if termination.asked:
+            raise Preempted
         waiting = step(asked)
     return [histories[member] for member in range(len(works))]
 
@@ -123,14 +133,13 @@ class _Epochs:
             numbers = {asked[member].number for member in members}
             title = f"epoch {min(numbers)}/{trainings[0].settings.epochs}, {len(members)} members"
             with self._console.progress(title) as advance:
-                states, means = program(states, indices, advance)
+                states, means = program(states, indices, _ending(advance))
         count = len(members)
         seconds = (time.perf_counter() - started - compiling) / count
         cpu_seconds = (time.process_time() - worked - working) / count
-        cost = program.cost()
         return {
             member: Trained(
-                state, mean, seconds, cpu_seconds, cost, compiling / count, program.mode
+                state, mean, seconds, cpu_seconds, program.cost(), compiling / count, program.mode
             )
             for member, state, mean in zip(members, states, means, strict=True)
         }
@@ -142,6 +151,17 @@ class _Epochs:
         if self._program == FASTEST:
             self._program = _fastest(trainings, phase, states, self._console)
         return self._program
+
+
+def _ending(advance: Advance) -> Advance:
+    """`advance`, which ends an epoch that SIGTERM comes in."""
+
+    def stepped(done: int, total: int) -> None:
+        advance(done, total)
+        if termination.asked and done < total:
+            raise Preempted
+
+    return stepped
 
 
 @contextlib.contextmanager

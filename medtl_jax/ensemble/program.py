@@ -63,7 +63,7 @@ class Program:
             divided(each, [_key_data(training) for training in trainings]) for each in self._rounds
         ]
         self._settings = [divided(each, self._values) for each in self._rounds]
-        self.compiled = None
+        self.compiled, self._cost = None, {}
 
     def compile(self, states: Sequence[TrainState], indices: Sequence[Mapping]) -> None:
         """Compiles the program for states and indices of these shapes. UserError if too large."""
@@ -71,19 +71,21 @@ class Program:
         program = _of_device(one, UNROLL if self.mode == TURNS else self.mode, self._shared)
         first = self._rounds[0]
         mapped = jax.pmap(program, devices=first.devices, donate_argnums=0)
-        given = self._arguments(0, divided(first, states), _rows(first, indices), 0)
+        rows = self._placed(first, _rows(first, indices))
+        given = self._arguments(0, divided(first, states), rows[0])
         self.compiled = mapped.lower(*given).compile()
         self._check_memory(len(first.devices))
+        self._cost = self._planned()
 
     def __call__(self, states: Sequence[TrainState], indices: Sequence[Mapping], advance):
         """The states after the steps, and the mean of each log, both of each member."""
         steps = 1 if self._scan else len(indices[0]["train"])
         kept = [divided(each, states) for each in self._rounds]
-        rows = [_rows(each, indices) for each in self._rounds]
+        rows = [self._placed(each, _rows(each, indices)) for each in self._rounds]
         logged: list[list] = [[] for _ in self._rounds]
         for step in range(steps):
             for place, logs in enumerate(logged):
-                given = self._arguments(place, kept[place], rows[place], step)
+                given = self._arguments(place, kept[place], rows[place][step])
                 kept[place], sums = self.compiled(*given)
                 logs.append(sums)
                 # Waiting for the step before this one keeps the queue short and the bar honest.
@@ -101,13 +103,23 @@ class Program:
         count = range(len(states))
         return [new[member] for member in count], [means[member] for member in count]
 
-    def _arguments(self, place: int, state: Tree, rows: Mapping[str, np.ndarray], step: int):
-        here = rows if self._scan else {name: array[:, :, step] for name, array in rows.items()}
-        here = jax.device_put(dict(here), self._rounds[place].sharding)
-        return state, self._data[place], here, self._seeds[place], self._settings[place]
+    def _arguments(self, place: int, state: Tree, rows: Mapping[str, jax.Array]):
+        return state, self._data[place], rows, self._seeds[place], self._settings[place]
+
+    def _placed(self, layout: Layout, rows: Mapping[str, np.ndarray]) -> list[dict]:
+        """The rows of each call, on the devices."""
+        if self._scan:
+            calls = [dict(rows)]
+        else:
+            steps = range(rows["train"].shape[2])
+            calls = [{name: array[:, :, i] for name, array in rows.items()} for i in steps]
+        return jax.device_put(calls, layout.sharding)
 
     def cost(self) -> dict[str, int]:
         """`planned_bytes` of a member: its share of its device's; empty where XLA does not say."""
+        return self._cost
+
+    def _planned(self) -> dict[str, int]:
         width, held = self._rounds[0].width, data_bytes(self._trainings[0].feed)
         planned = planned_bytes(self.compiled, held if self._shared else width * held)
         return {name: value // width for name, value in planned.items()}

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ from medtl_jax.training.devices import data_mesh
 
 Tree = Any
 
+SECONDS_APART = 10.0
+"""Between two checkpoints, of epochs that take less: what a run that is killed may lose."""
+
 
 def _flatten(tree: Tree) -> dict[str, jax.Array]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -34,6 +38,14 @@ def _saved(tree: Tree) -> ocp.args.StandardSave:
         mesh = data_mesh()
         tree = mesh.place(tree, mesh.replicated)
     return ocp.args.StandardSave(_flatten(tree))
+
+
+def _copied(tree: Tree) -> Tree:
+    """The tree apart from the buffers that the next step will have donated to it."""
+    if jax.process_count() > 1:
+        return jax.tree.map(jnp.copy, tree)
+    # On the host: those of the device may be held for long.
+    return jax.tree.map(np.array, jax.device_get(tree))
 
 
 class _Manager(ocp.CheckpointManager):
@@ -145,6 +157,17 @@ def _begun_from_json(found: Any, state: Tree) -> Begun:
     return Begun(state, steps, *seconds)
 
 
+@dataclasses.dataclass
+class _Held:
+    """What is to be written of the epochs so far: the last, and the best if it is not on disk."""
+
+    epoch: int
+    state: Tree
+    history: list[dict]
+    best_epoch: int
+    best: Tree | None
+
+
 class Checkpoints:
     """`last/` (the state and the epoch log), `best/` (what to evaluate with), `initial/`, `begun/`.
 
@@ -154,14 +177,25 @@ class Checkpoints:
 
     The best of an epoch is on disk before the last of that epoch is begun, and one older best is
     kept: whatever moment a run is killed at, the last checkpoint's best epoch is there too.
+
+    An epoch is written `every` so many seconds after the one before it (`SECONDS_APART`), and the
+    last one at the end, also that by an exception: a run that is killed repeats what it did since
+    then. Epochs of longer than that are all written, and so are those of several processes, which
+    write together.
     """
 
-    def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
+    def __init__(
+        self, folder: pathlib.Path, *, read_only: bool = False, every: float | None = None
+    ):
         if read_only and not folder.is_dir():
             raise UserError(f"{folder} does not exist: that run saved no checkpoint")
         self._last = _manager(folder / "last", 1, read_only)
         self._best = _manager(folder / "best", 2, read_only)
         self._initial, self._begun = folder / "initial", folder / "begun"
+        # The clocks of several processes do not agree.
+        self._every = 0.0 if jax.process_count() > 1 else SECONDS_APART if every is None else every
+        self._held: _Held | None = None
+        self._written = time.monotonic()
 
     def __enter__(self):
         return self
@@ -170,28 +204,41 @@ class Checkpoints:
         self.close()
 
     def save(self, epoch: int, state: Tree, history: list[dict], best: Tree | None) -> None:
-        """Starts writing; `best` is given when this epoch is the best so far."""
-        # The copies keep the buffers alive and unchanged while the next step donates the state.
+        """Takes the epoch, and starts writing where it is time to.
+
+        `best` is given when this epoch is the best so far.
+        """
+        best_epoch = epoch
         if best is not None:
+            best = _copied(best)
+        elif self._held is not None:
+            best_epoch, best = self._held.best_epoch, self._held.best
+        self._held = _Held(epoch, _copied(state), list(history), best_epoch, best)
+        if time.monotonic() - self._written >= self._every:
+            self._write()
+
+    def _write(self) -> None:
+        """Starts writing what is held."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        if held.best is not None:
             # Left by a run that was killed, or begun anew: orbax would skip an older epoch.
             for later in self._best.all_steps():
-                if later >= epoch:
+                if later >= held.best_epoch:
                     self._best.delete(later)
-            tree = _saved(jax.tree.map(jnp.copy, best))
-            self._best.save(epoch, args=ocp.args.Composite(tree=tree))
+            self._best.save(held.best_epoch, args=ocp.args.Composite(tree=_saved(held.best)))
             self._best.wait_until_finished()
-        self._last.save(
-            epoch,
-            args=ocp.args.Composite(
-                tree=_saved(jax.tree.map(jnp.copy, state)),
-                history=ocp.args.JsonSave({"epochs": history}),
-            ),
-        )
+        log = ocp.args.JsonSave({"epochs": held.history})
+        self._last.save(held.epoch, args=ocp.args.Composite(tree=_saved(held.state), history=log))
         if is_writer():
             shutil.rmtree(self._begun, ignore_errors=True)
+        self._written = time.monotonic()
 
     def save_begun(self, finished: int, begun: Begun) -> None:
         """Writes how far the epoch after `finished` ones has come."""
+        # It is of no use without them.
+        self._write()
         # The logs are float32: as Python's floats, and as text, they are the same numbers.
         logged = [{name: float(value) for name, value in step.items()} for step in begun.logged]
         record = {"logged": logged, **{name: getattr(begun, name) for name in _SECONDS}}
@@ -236,6 +283,7 @@ class Checkpoints:
 
     def last_epoch(self) -> int | None:
         """The epoch of the last checkpoint, None for a run that has none yet."""
+        self._write()
         self._last.wait_until_finished()
         return self._last.latest_step()
 
@@ -260,11 +308,15 @@ class Checkpoints:
 
     def restore_best(self, epoch: int, template: Tree) -> Tree:
         """The variables `{"params", "batch_stats"}` saved for `epoch`. UserError if absent."""
+        self._write()
         if epoch not in self._best.all_steps():
             raise UserError(f"{self._best.directory} has no checkpoint of epoch {epoch}")
         return _restore_tree(self._best, epoch, template)
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._best.close()
-        self._last.close()
+        """Writes what is held, and waits until everything is written."""
+        try:
+            self._write()
+        finally:
+            self._best.close()
+            self._last.close()

@@ -35,11 +35,7 @@ def make_predict(
     `start` the images are maps before that part of the network, see `Backbone`; `output` is as in
     `step.eval_step`.
     """
-    step = functools.partial(eval_step, model=model, spec=spec, start=start, output=output)
-    streamed_step = jax.jit(step, out_shardings=mesh.replicated)
-    resident_step = jax.jit(
-        lambda variables, images, rows: step(variables, images[rows]), out_shardings=mesh.replicated
-    )
+    streamed_step, resident_step = _programs(model, spec, mesh, start, output)
 
     def predict(variables, images, then: Reduce = lambda logits: logits):
         # They may come from a checkpoint, which knows nothing of these devices.
@@ -60,6 +56,18 @@ def make_predict(
         return joined(map(then, fetched(parts)), len(images))
 
     return predict
+
+
+# Networks of the same fields, as the members of an ensemble, share what is compiled.
+@functools.lru_cache(maxsize=16)
+def _programs(model: nn.Module, spec: ModelSpec, mesh: DataMesh, start: str, output: str):
+    """`eval_step` of images, and of rows of images that lie on the device."""
+    step = functools.partial(eval_step, model=model, spec=spec, start=start, output=output)
+    streamed = jax.jit(step, out_shardings=mesh.replicated)
+    resident = jax.jit(
+        lambda variables, images, rows: step(variables, images[rows]), out_shardings=mesh.replicated
+    )
+    return streamed, resident
 
 
 def is_finite(values: np.ndarray) -> bool:

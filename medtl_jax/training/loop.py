@@ -19,7 +19,8 @@ from medtl_jax.distributed import Stop
 from medtl_jax.domain.selection import Validator
 from medtl_jax.errors import UserError
 from medtl_jax.files import write_file
-from medtl_jax.metrics.scores import task_scores
+from medtl_jax.metrics.scores import prepare
+from medtl_jax.metrics.uncertainty import overall_scores
 from medtl_jax.models.backbone import HEAD
 from medtl_jax.objectives.task import Task, check_select
 from medtl_jax.process import Preempted, termination
@@ -106,12 +107,12 @@ def validate(predict: Predict, variables, images, target: np.ndarray, task: Task
     logits = predict(variables, images)
     if not is_finite(logits):
         raise UserError("training diverged: the network's outputs are not finite; lower optim.*.lr")
-    scores = task_scores(task.name, target, task.score(logits), task.classes, surfaces=False)
-    values = {name: scores[name].value for name in task.selection if name != "loss"}
-    return {
-        "val_loss": task.val_loss(logits, target),
-        **{f"val_{name}": None if np.isnan(value) else value for name, value in values.items()},
-    }
+    cases = prepare(task.name, target, task.score(logits), task.classes, surfaces=False)
+    # All at once, without those of every class: an epoch of a small network takes less.
+    scores = overall_scores(task.name, cases, np.ones((len(cases), 1)))
+    values = {f"val_{name}": float(scores[name][0]) for name in task.selection if name != "loss"}
+    known = {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {"val_loss": task.val_loss(logits, target), **known}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +289,7 @@ def epochs(
     state, history = _resume(state, training, keeping)
     size, firsts = settings.batch_size, [phase.first for phase in phases]
     steps = settings.steps(training.feed.examples)
+    rates = _last_rates(training, steps)
     while len(history) < settings.epochs and not _stalled(history, training, steps):
         number = phase_of(len(history), firsts)
         state = _enter(state, number, training, keeping.console)
@@ -296,6 +298,7 @@ def epochs(
         state, variables = done.state, training.evaluated(done.state)
         scores = validate(predict, training.validated(variables), val_images, val_target, task)
         scores |= training.judged(predict, variables)
+        scores |= {name: float(values[len(history)]) for name, values in rates.items()}
         history.append(_record(training, len(history) + 1, number, steps, done, scores))
         epoch = len(history)
         is_best = best_so_far(history, training.chosen_by) == epoch
@@ -311,11 +314,18 @@ def epochs(
     return history
 
 
+def _last_rates(training: Training, steps: int) -> dict[str, np.ndarray]:
+    """The learning rate of each group at the last step of each epoch."""
+    last = jnp.arange(1, training.settings.epochs + 1) * steps - 1
+    rates = {f"lr_{name}": rate(last) for name, rate in training.schedules.items()}
+    return {name: np.broadcast_to(np.asarray(rate), last.shape) for name, rate in rates.items()}
+
+
 def _record(
     training: Training, epoch: int, phase: int, steps: int, done: Trained, scores: dict
 ) -> dict:
     """The line of `metrics.jsonl` of an epoch, numbered from 1."""
-    means, schedules = dict(done.means), training.schedules
+    means = dict(done.means)
     images = steps * training.settings.batch_size
     return {
         "epoch": epoch,
@@ -323,7 +333,6 @@ def _record(
         "train_loss": means.pop("loss"),
         **scores,
         **means,
-        **{f"lr_{name}": float(rate(epoch * steps - 1)) for name, rate in schedules.items()},
         **({"phase": phase + 1} if len(training.phases) > 1 else {}),
         "seconds": round(done.seconds, 3),
         "cpu_seconds": round(done.cpu_seconds, 3),

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from digit_runs import history, make_request, run, scores, write_digits
 
+from medtl_jax import runs
 from medtl_jax.ensemble.program import PROGRAMS
+from medtl_jax.errors import UserError
+from medtl_jax.process import sharing
 
 pytestmark = pytest.mark.usefixtures("small_runs", "no_pictures")
 
@@ -156,3 +159,19 @@ def test_a_study_takes_its_runs_in_packs_that_leave_some_to_others(
     found = packing.packs([other, *rates, alone])
     assert [len(pack) for pack in found] == [1, packing.MOST, 1, 1]
     assert sorted(place for pack in found for place in pack) == list(range(11))
+    # Of eleven that two processes are to make, one takes six at most.
+    monkeypatch.setattr(packing, "MOST", 16)
+    with sharing(2):
+        assert [len(pack) for pack in packing.packs([other, *rates, alone])] == [1, 6, 3, 1]
+        assert [len(pack) for pack in packing.packs(rates[:1])] == [1]
+
+
+def test_a_run_goes_on_in_another_program(five, first, tmp_path):
+    def config(**keys):
+        return make_request(tmp_path / "run", five, first, **COMMON, **keys).config
+
+    folder = tmp_path / "run"
+    runs.open_folder(folder, config(train__program="alone"), {})
+    runs.check_folder(folder, config(train__program="vmap"))
+    with pytest.raises(UserError, match=r"another config: train\.remat"):
+        runs.check_folder(folder, config(train__program="vmap", train__remat=True))

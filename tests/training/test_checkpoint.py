@@ -62,7 +62,7 @@ def test_round_trip_to_the_bit(tmp_path, ema):
 
 
 def test_last_moves_on_and_best_stays(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, every=0.0) as checkpoints:
         assert checkpoints.restore_last(make_state()) is None
         for epoch in (1, 2, 3, 4):
             best = {"value": jnp.float32(epoch)} if epoch in (1, 2, 3) else None
@@ -77,6 +77,25 @@ def test_last_moves_on_and_best_stays(tmp_path):
             with pytest.raises(UserError, match=f"best has no checkpoint of epoch {epoch}$"):
                 checkpoints.restore_best(epoch, template)
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["4"]
+
+
+def test_epochs_of_a_moment_are_held_and_written_at_the_end(tmp_path):
+    template = {"value": jnp.float32(0)}
+    with pytest.raises(RuntimeError), Checkpoints(tmp_path, every=3600.0) as checkpoints:
+        for epoch in (1, 2, 3):
+            state = make_state(step=epoch)
+            best = {"value": jnp.float32(epoch)} if epoch < 3 else None
+            checkpoints.save(epoch, state, history(epoch), best)
+            # As the next step does with what was donated to it.
+            jax.tree.map(lambda leaf: leaf.delete(), (state, best))
+        assert not list((tmp_path / "last").iterdir())
+        raise RuntimeError("whatever ends the training")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        found, log = checkpoints.restore_last(make_state())
+        assert int(found.step) == 3 and len(log) == 3
+        assert float(checkpoints.restore_best(2, template)["value"]) == 2
+        with pytest.raises(UserError, match="no checkpoint of epoch 1"):
+            checkpoints.restore_best(1, template)
 
 
 def test_nothing_to_read_is_one_line(tmp_path):
@@ -176,15 +195,16 @@ def test_damage_is_one_line_and_never_other_values(tmp_path, intact):
     assert {("last", "metadata", kind) for kind in ("deleted", "cut")} <= refused
 
 
+@pytest.mark.parametrize("every", [0.0, 3600.0])
 def test_donation_right_after_a_save_does_not_change_what_is_written(
-    tmp_path, make_training, pictures
+    tmp_path, make_training, pictures, every
 ):
     training = make_training(ema=0.9)
     step = jax.jit(functools.partial(train_step, parts=training.parts), donate_argnums=0)
     batch = {name: jnp.asarray(array[:16]) for name, array in pictures.items()}
     state, _ = step(training.state(), batch, jax.random.key(0))
     saved = jax.tree.map(np.array, state)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, every=every) as checkpoints:
         checkpoints.save(1, state, history(1), evaluation_variables(state))
         after, _ = step(state, batch, jax.random.key(0))
         assert jax.tree.leaves(state.params)[0].is_deleted()
@@ -219,11 +239,11 @@ def test_an_interrupted_write_is_not_seen_and_is_cleaned_up(tmp_path):
 
 
 def test_a_best_of_a_future_that_was_lost_is_replaced(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, every=0.0) as checkpoints:
         for epoch in (1, 2, 3):
             checkpoints.save(epoch, make_state(), history(epoch), {"value": jnp.float32(epoch)})
     shutil.rmtree(tmp_path / "last")
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, every=0.0) as checkpoints:
         checkpoints.save(1, make_state(), history(1), {"value": jnp.float32(10)})
         assert float(checkpoints.restore_best(1, {"value": jnp.float32(0)})["value"]) == 10
         with pytest.raises(UserError, match="no checkpoint of epoch 3"):

@@ -12,6 +12,14 @@ import time
 
 import pytest
 
+# Every epoch is written, as it is where epochs take longer than these.
+COMMAND = """
+import sys
+from medtl_jax.training import checkpoint
+checkpoint.SECONDS_APART = 0.0
+import launch
+sys.exit(launch.run_command(sys.argv))
+"""
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = {
     "data.phantom.train": 48,
@@ -42,7 +50,8 @@ def start(compilation_cache):
         return subprocess.Popen(
             [
                 sys.executable,
-                "launch.py",
+                "-c",
+                COMMAND,
                 "--config=configs/finetune.py",
                 f"--workdir={workdir}",
                 *(f"--config.{key}={value}" for key, value in settings.items()),

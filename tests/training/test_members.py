@@ -1,8 +1,10 @@
 """Members of one program against trainings that run alone."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,6 +21,7 @@ from medtl_jax.ensemble.members import fit_members
 from medtl_jax.ensemble.program import PROGRAMS, Program
 from medtl_jax.errors import UserError
 from medtl_jax.objectives.task import Task
+from medtl_jax.process import Preempted, termination
 from medtl_jax.training.checkpoint import Checkpoints
 from medtl_jax.training.devices import data_mesh
 from medtl_jax.training.inference import make_predict
@@ -130,6 +133,33 @@ def test_members_end_as_each_does_alone_also_after_one_of_them_was_stopped(membe
         assert [json.loads(line) for line in lines] == found[number]
     # All are done: nothing is left to be trained.
     assert trained(together) == found
+
+
+def test_members_that_sigterm_stops_in_an_epoch_have_saved_the_one_before(network, monkeypatch):
+    wanted = trained([network("whole0", 0), network("whole1", 1)])
+    stopped, steps = [network("stopped0", 0), network("stopped1", 1)], []
+
+    @contextlib.contextmanager
+    def progress(console, title):
+        def advance(done, total):
+            steps.append(done)
+            if title.startswith("epoch 2/") and done == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        yield advance
+
+    with monkeypatch.context() as patched, termination.listening():
+        patched.setattr(Console, "progress", progress)
+        with pytest.raises(Preempted):
+            trained(stopped)
+    assert steps[-1] == 1
+    for member in stopped:
+        with Checkpoints(member.folder / "checkpoints", read_only=True) as checkpoints:
+            assert checkpoints.last_epoch() == 1
+    with termination.listening():
+        found = trained(stopped)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert without_costs(ours) == without_costs(theirs)
 
 
 def test_a_member_that_stops_early_leaves_the_others_to_go_on(member):
