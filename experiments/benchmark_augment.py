@@ -8,26 +8,41 @@ others in colour.
 """
 
 import argparse
-import datetime
-import os
-import platform
+import functools
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-# It sets XLA's flags, before jax is imported.
-from experiments.benchmark import random_images, repeated, train_timer
+# It prepares the process, before jax is imported.
+from experiments.benchmark_timing import (
+    DEVICE_PEAK,
+    NOTE,
+    Row,
+    Section,
+    Timed,
+    alternate,
+    check_known,
+    check_positive,
+    check_size,
+    compile_step,
+    machine,
+    measured_row,
+    megabytes,
+    milliseconds,
+)
 
 # isort: split
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmark_steps import random_images, training_step
+from experiments.settings import default_section
 from medtl_jax.augment.policy import check_channels, make_augment
 from medtl_jax.augment.presets import PRESETS, fill_preset
 from medtl_jax.commands import Parser, run_tool
-from medtl_jax.errors import UserError
-from medtl_jax.models.registry import model_spec
-from medtl_jax.runs import describe_environment
+
+USUAL = "usual"
+"""The augmentation of configs/default.py."""
 
 _GREY = ("xray", "ct", "mri", "ultrasound")
 
@@ -35,10 +50,8 @@ _GREY = ("xray", "ct", "mri", "ultrasound")
 def main(arguments: Sequence[str]) -> None:
     """Prints the table. UserError for a mistake on the command line."""
     options = _parse(arguments)
-    versions, device = describe_environment()["packages"], jax.devices()[0].device_kind
     print(
-        f"{datetime.date.today()}, {device} ({platform.machine()}, {os.cpu_count()} cores), "
-        f"jax {versions['jax']}; {options.model}, batch {options.batch}, {options.size} px, "
+        f"{machine()}; {options.model}, batch {options.batch}, {options.size} px, "
         f"float32; median of {options.rounds} rounds\n\n"
         "| preset | channels | ms a step without | ms a step with | added, median of the rounds' "
         "ratios | least to most | ms alone |\n"
@@ -59,42 +72,80 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=5, help="of a round; default: %(default)s")
     options = parser.parse_args(arguments)
-    options.presets, options.dtype = options.presets.split(","), "float32"
-    for key in ("batch", "rounds", "steps"):
-        if getattr(options, key) < 1:
-            raise UserError(f"--{key}={getattr(options, key)} must be at least 1")
-    for name in options.presets:
-        if name not in PRESETS:
-            raise UserError(f"--presets: {name!r} is not known; choose from {', '.join(PRESETS)}")
-    if options.size < model_spec(options.model).smallest_input:
-        raise UserError(f"--size={options.size} is too small for {options.model}")
+    options.presets = options.presets.split(",")
+    check_positive(options, "batch", "rounds", "steps")
+    check_known("--presets", options.presets, PRESETS)
+    check_size("--size", options.size, options.model)
     return options
 
 
-def _row(preset: str, options: argparse.Namespace) -> str:
-    channels = 1 if preset in _GREY else 3
-    settings = fill_preset({"preset": preset})
+def settings_of(preset: str) -> tuple[Mapping, int]:
+    """`(config.augment, channels)` of a preset, or of `USUAL`."""
+    if preset == USUAL:
+        return default_section("augment"), 3
+    settings, channels = fill_preset({"preset": preset}), 1 if preset in _GREY else 3
     check_channels(settings, channels)
+    return settings, channels
+
+
+def augmentation(settings: Mapping, channels: int, batch: int, size: int) -> Timed:
+    """The augmentation of a batch of images that lie on the device, by itself."""
     augment = make_augment(settings)
-    images = jnp.asarray(random_images(options, channels))
-    alone = jax.jit(lambda key: augment(key, images)[0])
 
-    def draw(key):
-        return jax.random.fold_in(key, 1), alone(key)
+    def draw(key, images):
+        return jax.random.fold_in(key, 1), augment(key, images)[0]
 
-    timers = (
-        train_timer(options.model, options, make_augment({}), channels),
-        train_timer(options.model, options, augment, channels),
-        repeated(draw, jax.random.key(0)),
+    images = jnp.asarray(random_images(batch, size, channels))
+    return compile_step(draw, jax.random.key(0), images)
+
+
+def augment_section(options: argparse.Namespace) -> Section:
+    """The augmentations of `options.presets` and the usual one, alone on the device."""
+    columns = ("augmentation", "channels", "images/s", "ms a batch", "planned MB")
+    rows = _alone_rows(options)
+    return Section("Augmentation alone", (*columns, DEVICE_PEAK, NOTE), rows)
+
+
+def _alone_rows(options: argparse.Namespace) -> Iterator[Row]:
+    for preset in (USUAL, *options.presets):
+        settings, channels = settings_of(preset)
+        work = functools.partial(_alone, settings, channels, options)
+        yield measured_row({"augmentation": preset, "channels": str(channels)}, work)
+
+
+def _alone(settings: Mapping, channels: int, options: argparse.Namespace) -> Row:
+    step = augmentation(settings, channels, options.batch, options.size)
+    (seconds,) = alternate([step.time], options.rounds, options.seconds)
+    return {
+        "images/s": f"{options.batch / seconds:.0f}",
+        "ms a batch": milliseconds(seconds),
+        "planned MB": megabytes(step.planned),
+    }
+
+
+def _row(preset: str, options: argparse.Namespace) -> str:
+    settings, channels = settings_of(preset)
+    train = functools.partial(
+        training_step,
+        options.model,
+        options.batch,
+        options.size,
+        "float32",
+        channels=channels,
+    )
+    steps = (
+        train(),
+        train(augment=make_augment(settings)),
+        augmentation(settings, channels, options.batch, options.size),
     )
     rounds = [
-        [timer(options.steps) / options.steps for timer in timers] for _ in range(options.rounds)
+        [step.time(options.steps) / options.steps for step in steps] for _ in range(options.rounds)
     ]
     medians = [1000 * statistics.median(column) for column in zip(*rounds, strict=True)]
     # Of the two steps of one round: the load of the machine changes from round to round.
     added = [100 * (seconds[1] / seconds[0] - 1) for seconds in rounds]
     median, least, most = (f"{f(added):+.0f} %" for f in (statistics.median, min, max))
-    without, within, single = (f"{milliseconds:.1f}" for milliseconds in medians)
+    without, within, single = (f"{value:.1f}" for value in medians)
     cells = (preset, channels, without, within, median, f"{least} to {most}", single)
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -18,51 +18,38 @@ once it has compiled, is compared with that before its state was made.
 import argparse
 import ctypes
 import dataclasses
-import datetime
 import functools
 import itertools
-import math
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from medtl_jax.commands import Parser, run_tool
-from medtl_jax.process import keep_freed_memory, prepare_xla
+# It prepares the process, before jax is imported.
+from experiments.benchmark_timing import MEGABYTE, check_positive, machine, output_path
 
-# Before jax is imported, which the modules below do.
-keep_freed_memory()
-prepare_xla()
+# isort: split
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from experiments.settings import default_section  # noqa: E402
-from medtl_jax.augment.policy import make_augment  # noqa: E402
-from medtl_jax.errors import UserError  # noqa: E402
-from medtl_jax.files import user_path, write_file  # noqa: E402
-from medtl_jax.models.backbone import FEATURES  # noqa: E402
-from medtl_jax.models.registry import (  # noqa: E402
-    ModelSpec,
-    Variables,
-    create_model,
-    model_spec,
-    variable_shapes,
+from experiments.benchmark_steps import (
+    drawn,
+    examples,
+    finetune_network,
+    finetune_parts,
+    groups_until,
 )
-from medtl_jax.objectives.task import cross_entropy  # noqa: E402
-from medtl_jax.runs import describe_environment  # noqa: E402
-from medtl_jax.training.devices import check_batch_size, data_mesh  # noqa: E402
-from medtl_jax.training.runner import Feed, Runner  # noqa: E402
-from medtl_jax.training.step import Average, StepParts, Term, TrainState, create_state  # noqa: E402
-from medtl_jax.transfer.features import activations  # noqa: E402
-from medtl_jax.transfer.groups import FROZEN, HIGH, LOW, label_tree  # noqa: E402
-from medtl_jax.transfer.optim import make_optimizer, make_schedules  # noqa: E402
+from medtl_jax.commands import Parser, run_tool
+from medtl_jax.errors import UserError
+from medtl_jax.files import write_file
+from medtl_jax.models.backbone import FEATURES
+from medtl_jax.models.registry import ModelSpec, model_spec, variable_shapes
+from medtl_jax.training.devices import check_batch_size, data_mesh
+from medtl_jax.training.runner import Feed, Runner
+from medtl_jax.training.step import TrainState, create_state
 
 VARIANTS = {
     "full": "all stages train",
@@ -70,12 +57,6 @@ VARIANTS = {
     "cached": "prefix cached",
     "head": "head on cached features",
 }
-_CLASSES = 2
-# Batches on the device, so that a step's rows do not lie side by side.
-_BATCHES = 4
-# Only the shape of the learning rate's schedule depends on them.
-_TOTAL_STEPS, _STEPS_PER_EPOCH = 1000, 100
-_MEGABYTE = 1e6
 _STATUS, _CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
 
@@ -101,7 +82,7 @@ class Measured:
 def main(arguments: Sequence[str]) -> None:
     """Prints the table, and writes it with `--out`. UserError for a mistake."""
     options = _parse(arguments)
-    model, spec = _network(options.model)
+    model, spec = finetune_network(options.model)
     if options.frozen_until:
         _check_part(options.frozen_until, spec)
     if options.peak_of:
@@ -137,9 +118,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     # For the processes that this one starts.
     parser.add_argument("--peak-of", choices=tuple(VARIANTS), default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for key in ("steps", "rounds"):
-        if getattr(options, key) < 1:
-            raise UserError(f"--{key}={getattr(options, key)} must be at least 1")
+    check_positive(options, "steps", "rounds")
     check_batch_size("--batch", options.batch, data_mesh())
     if not 0 < options.fraction < 1:
         raise UserError(f"--fraction={options.fraction} must lie between 0 and 1")
@@ -152,9 +131,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError("--rss: the steps run on an accelerator, whose memory it does not see")
     if (options.rss or options.peak_of) and not _CLEAR.exists():
         raise UserError(f"--rss: this system has no {_CLEAR}, it is none of Linux")
-    options.out = user_path(options.out, "--out") if options.out else None
-    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
-        raise UserError(f"--out={options.out}: name a file in a folder that exists")
+    options.out = output_path(options.out, "--out")
     return options
 
 
@@ -164,13 +141,6 @@ def _check_part(part: str, spec: ModelSpec) -> None:
         raise UserError(
             f"--frozen-until={part!r} is no part of {spec.name}; choose from {', '.join(parts)}"
         )
-
-
-def _network(name: str) -> tuple[nn.Module, ModelSpec]:
-    """The network as `finetune` makes it by default."""
-    momentum = default_section("transfer")["bn"]["momentum"]
-    drop_path = default_section("model")["drop_path"]
-    return create_model(name, _CLASSES, momentum=momentum, drop_path=drop_path)
 
 
 def forward_flops(model: nn.Module, spec: ModelSpec, image_size: int) -> dict[str, float]:
@@ -204,7 +174,7 @@ def boundary(before: Mapping[str, float], fraction: float) -> str:
 
 def measure(model: nn.Module, spec: ModelSpec, options: argparse.Namespace) -> dict[str, Measured]:
     """What each of `VARIANTS` takes; they take turns for `rounds` rounds."""
-    runs = {name: _Steps(name, model, spec, options) for name in VARIANTS}
+    runs = {name: _made(name, model, spec, options) for name in VARIANTS}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for steps in runs.values():
         steps.time(2)
@@ -214,28 +184,34 @@ def measure(model: nn.Module, spec: ModelSpec, options: argparse.Namespace) -> d
     return {name: steps.measured(statistics.median(seconds[name])) for name, steps in runs.items()}
 
 
-class _Steps:
+class Steps:
     """The training steps of one of `VARIANTS`, with a state and a data set on the device."""
 
     def __init__(
-        self, variant: str, model: nn.Module, spec: ModelSpec, options: argparse.Namespace
+        self,
+        variant: str,
+        model: nn.Module,
+        spec: ModelSpec,
+        *,
+        image_size: int,
+        batch: int,
+        frozen_until: str,
     ) -> None:
-        self._batch = options.batch
-        start = {"cached": options.frozen_until, "head": spec.head}.get(variant, "")
-        shapes = variable_shapes(model, options.image_size)
-        self._feed = Feed({"train": _examples(model, spec, shapes, start, options)})
+        self._batch = batch
+        start = {"cached": frozen_until, "head": spec.head}.get(variant, "")
+        self._shapes = variable_shapes(model, image_size)
+        self._feed = Feed({"train": examples(model, spec, image_size, batch, start)})
         self._mesh = data_mesh()
-        table = _groups(spec, variant, options.frozen_until)
-        self._parts = _step_parts(model, spec, shapes, table, start)
+        table = _groups(spec, variant, frozen_until)
+        self._parts = finetune_parts(model, spec, self._shapes["params"], table, start)
         key = jax.random.key(0)
         self._run = Runner(self._parts, self._mesh, key, self._feed, scan=False)
         self._state: TrainState | None = None
-        self._shapes = shapes
 
     def time(self, count: int) -> float:
         """Seconds of `count` steps; the first call makes the state and compiles."""
         if self._state is None:
-            state = create_state(_drawn(self._shapes), self._parts)
+            state = create_state(drawn(self._shapes), self._parts)
             self._state = jax.device_put(state, self._mesh.replicated)
         rows = self._feed.indices(0, 0, count, self._batch)
         begun = time.perf_counter()
@@ -256,58 +232,19 @@ class _Steps:
 
 def _groups(spec: ModelSpec, variant: str, frozen_until: str) -> dict[str, str]:
     """stage -> group of one of `VARIANTS`."""
-    parts = (*spec.stages, spec.head)
-    first = {"full": parts[0], "head": spec.head}.get(variant, frozen_until)
-    place = parts.index(first)
-    table = {part: FROZEN if i < place else LOW for i, part in enumerate(parts)}
-    return {**table, spec.head: HIGH}
+    first = {"full": spec.stages[0], "head": spec.head}.get(variant, frozen_until)
+    return groups_until(spec, first)
 
 
-def _step_parts(
-    model: nn.Module, spec: ModelSpec, shapes: Variables, table: dict[str, str], start: str
-) -> StepParts:
-    """The parts of a step with the defaults of `finetune`, without augmentation."""
-    optim, labels = default_section("optim"), label_tree(shapes["params"], table)
-    schedules = make_schedules(optim, set(table.values()), _TOTAL_STEPS, _STEPS_PER_EPOCH)
-    return StepParts(
-        model=model,
-        spec=spec,
-        optimizer=make_optimizer(optim, labels, schedules, new=(spec.head,)),
-        table=table,
-        labels=labels,
-        terms=(Term("new", 1.0, cross_entropy(np.ones(_CLASSES, np.float32), 0.0)),),
-        augment=make_augment({}),
-        average=Average(default_section("train")["ema"]),
-        start=start,
+def _made(variant: str, model: nn.Module, spec: ModelSpec, options: argparse.Namespace) -> Steps:
+    return Steps(
+        variant,
+        model,
+        spec,
+        image_size=options.image_size,
+        batch=options.batch,
+        frozen_until=options.frozen_until,
     )
-
-
-def _examples(
-    model: nn.Module, spec: ModelSpec, shapes: Variables, start: str, options: argparse.Namespace
-) -> dict[str, np.ndarray]:
-    """`_BATCHES` batches: uint8 images, or float32 activations for the part `start`."""
-    count, size = _BATCHES * options.batch, options.image_size
-    draw, shape = np.random.default_rng(0), (count, size, size, model.in_chans)
-    if start:
-        run = functools.partial(activations, model=model, spec=spec, start=start)
-        found = jax.eval_shape(run, shapes, jax.ShapeDtypeStruct(shape, jnp.uint8))
-        image = draw.uniform(0, 1, found.shape).astype(np.float32)
-    else:
-        image = draw.integers(0, 256, shape, np.uint8)
-    return {"image": image, "target": np.arange(count, dtype=np.int32) % _CLASSES}
-
-
-def _drawn(shapes: Variables) -> Variables:
-    """Variables of these shapes: kernels by He et al. (2015), ones elsewhere."""
-    draw = np.random.default_rng(0)
-
-    def leaf(shape) -> np.ndarray:
-        if len(shape.shape) < 2:
-            return np.ones(shape.shape, shape.dtype)
-        deviation = math.sqrt(2 / math.prod(shape.shape[:-1]))
-        return draw.normal(0, deviation, shape.shape).astype(shape.dtype)
-
-    return jax.tree.map(leaf, shapes)
 
 
 def _memory(field: str) -> int:
@@ -319,7 +256,7 @@ def _memory(field: str) -> int:
 
 def _own_peak(model: nn.Module, spec: ModelSpec, options: argparse.Namespace) -> int:
     """Bytes by which the state of `--peak-of` and its steps make this process grow at most."""
-    steps = _Steps(options.peak_of, model, spec, options)
+    steps = _made(options.peak_of, model, spec, options)
     # What imports and compiler took and gave back is no part of a step.
     libc = ctypes.CDLL(None)
     libc.malloc_trim(0)
@@ -347,18 +284,13 @@ def table(
     measured: Mapping[str, Measured], frozen_share: float, options: argparse.Namespace
 ) -> str:
     """The Markdown table, with what was measured on what above it."""
-    environment = describe_environment()
-    device = f"{environment['devices'][0]} ({platform.machine()}, {os.cpu_count()} cores)"
-    packages = environment["packages"]
     head = ["step", "s/step", "faster", "memory MB", "ratio", "temporary MB", "GFLOP", "ratio"]
     head += ["peak RSS MB", "ratio"] if options.rss else []
     lines = [
         f"{options.model}, {options.image_size} px, batch {options.batch}, float32: frozen until "
         f"{options.frozen_until}, {frozen_share:.1%} of the forward FLOPs.",
         "",
-        f"{datetime.date.today()}, {device}, jax {packages['jax']}, flax {packages['flax']}, "
-        f"commit {environment['commit']}; median of {options.rounds} rounds of {options.steps} "
-        "steps.",
+        f"{machine()}; median of {options.rounds} rounds of {options.steps} steps.",
         "",
         f"| {' | '.join(head)} |",
         f"|---|{'---:|' * (len(head) - 1)}",
@@ -373,14 +305,14 @@ def _cells(name: str, found: Measured, full: Measured) -> list[str]:
         name,
         f"{found.seconds:.4f}",
         f"{full.seconds / found.seconds:.2f}x",
-        f"{found.planned / _MEGABYTE:.1f}",
+        f"{found.planned / MEGABYTE:.1f}",
         f"{found.planned / full.planned:.2f}",
-        f"{found.temporary / _MEGABYTE:.1f}",
+        f"{found.temporary / MEGABYTE:.1f}",
         f"{found.flops / 1e9:.3g}",
         f"{found.flops / full.flops:.3f}",
     ]
     if found.peak is not None:
-        cells += [f"{found.peak / _MEGABYTE:.0f}", f"{found.peak / full.peak:.2f}"]
+        cells += [f"{found.peak / MEGABYTE:.0f}", f"{found.peak / full.peak:.2f}"]
     return cells
 
 

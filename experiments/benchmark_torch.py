@@ -2,13 +2,15 @@
 
 Started by the benchmark with an interpreter that has torch, torchvision and, for the
 EfficientNet-Lites, timm. For each line `MODEL MODE ITERATIONS` on stdin it prints the seconds of
-so many iterations; the first line of a model also builds and warms it up. channels_last, threads
-and precision as on the command line.
+so many iterations, or in one line why there are none; the first line of a model also builds and
+warms it up. Modes: `forward` and `train`, of the whole network, and `head`, a training of its last
+linear layer behind the frozen others. channels_last, threads and precision as on the command line.
 """
 
 import argparse
 import sys
 import time
+import traceback
 
 import torch
 
@@ -55,15 +57,27 @@ def import_torchvision():
 _KEPT: list = []
 
 
+def freeze(model: torch.nn.Module) -> None:
+    """Leaves the last linear layer alone to learn; the others run as in evaluation."""
+    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    if not linear:
+        raise ValueError("the network has no linear layer to train as its head")
+    model.eval().requires_grad_(False)
+    linear[-1].requires_grad_(True)
+
+
 def make_step(options: argparse.Namespace, name: str, mode: str):
     """A function of no arguments: one forward pass, or one update by SGD with momentum."""
     device = torch.device(options.device)
     model = build(name).to(device, memory_format=torch.channels_last).train(mode == "train")
+    if mode == "head":
+        freeze(model)
     run = torch.compile(model) if options.compile else model
     shape = (options.batch, 3, options.size, options.size)
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (options.batch,), device=device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    learning = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=1e-3, momentum=0.9)
 
     def forward():
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, options.amp):
@@ -76,7 +90,7 @@ def make_step(options: argparse.Namespace, name: str, mode: str):
         loss.backward()
         optimizer.step()
 
-    return train if mode == "train" else forward
+    return forward if mode == "forward" else train
 
 
 def timed(step, iterations: int, device: str) -> float:
@@ -106,10 +120,20 @@ def main() -> None:
     current, step = None, None
     for line in sys.stdin:
         name, mode, iterations = line.split()
-        if current != (name, mode):
-            current, step = (name, mode), make_step(options, name, mode)
-            timed(step, 3, options.device)
-        print(timed(step, int(iterations), options.device), flush=True)
+        try:
+            if current != (name, mode):
+                # Gives back the memory of the one before.
+                current = step = None
+                current, step = (name, mode), make_step(options, name, mode)
+                timed(step, 3, options.device)
+            print(timed(step, int(iterations), options.device), flush=True)
+        except Exception as error:  # the benchmark goes on with the next network
+            traceback.print_exception(error)
+            current = step = None
+            what = (str(error).splitlines() or [""])[0]
+            print(f"{type(error).__name__}: {what}", flush=True)
+        if step is None and options.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
