@@ -5,7 +5,8 @@ Prepares the process (flags, compilation cache, run folder's name) and hands ove
 
 One run over several hosts, or several processes of one: the same command for each, with
 --coordinator=HOST:PORT --processes=N --process=I, or with --distributed where jax knows of the
-others. They share the run folder.
+others. They share the run folder. The runs of an ablation or of an ensemble are not divided: each
+process trains some of its own, also where it is given none of these flags.
 
 SIGTERM ends a training at its next step, which is saved, and anything else at once, with exit code
 143; the same command continues. Several processes are ended by it in a training alone. Where an
@@ -39,6 +40,8 @@ from medtl_jax.process import (
     is_writer,
     keep_freed_memory,
     prepare_xla,
+    sharers,
+    sharing,
     termination,
 )
 
@@ -54,6 +57,9 @@ EXPERIMENTS = (
     "evaluate",
     "predict",
 )
+
+# Several processes train different runs of these, each of which is the work of one.
+_OF_SHARED_RUNS = ("ablation", "ensemble")
 
 WAIT = 300.0
 LONGEST_WAIT = 24 * 3600
@@ -79,7 +85,7 @@ def run_command(argv: Sequence[str]) -> int:
         if options.help:
             print(f"{__doc__}{options.get_help()}\n\nThe keys of the config: configs/default.py")
             return 0
-        with _process(options):
+        with _process(options, settings):
             config, given = _apply_settings(_load_study(options.config), settings)
             _run_experiment(config, given, options.workdir, argv)
     except (UserError, OSError, KeyboardInterrupt, Preempted) as error:
@@ -102,13 +108,14 @@ def _report(error: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def _process(options: flags.FlagValues) -> Iterator[None]:
+def _process(options: flags.FlagValues, settings: list[str]) -> Iterator[None]:
     """The process made ready to compute, alone or with others."""
     where = _meeting(options)
     keep_freed_memory()
     prepare_xla()
-    if where is None:
-        with termination.listening():
+    apart = where is not None and _has_shared_runs(options, settings)
+    if where is None or apart:
+        with sharing(where[1] if apart else 1), termination.listening():
             yield
         return
     # After the first import of jax has been prepared.
@@ -119,6 +126,26 @@ def _process(options: flags.FlagValues) -> Iterator[None]:
         if not spans():
             stack.enter_context(termination.listening())
         yield
+
+
+def _has_shared_runs(options: flags.FlagValues, settings: list[str]) -> bool:
+    """Whether the command is for a study whose runs several processes share without meeting.
+
+    UserError for `--distributed`, which says neither how many they are nor which devices are whose
+    before they have met.
+    """
+    try:
+        config, _ = _apply_settings(_load_study(options.config), settings)
+    except UserError:
+        return False  # told once they have met, to all of them
+    name = config["experiment"]
+    if name in _OF_SHARED_RUNS and options.distributed:
+        raise UserError(
+            f"--distributed makes one program of the processes, and experiment={name} is shared by "
+            "processes of their own: give each the same command with the same --workdir, without "
+            "--distributed, and devices that no other one has"
+        )
+    return name in _OF_SHARED_RUNS
 
 
 def _meeting(options: flags.FlagValues) -> tuple | None:
@@ -265,18 +292,26 @@ def _run_experiment(config: dict, given: Set[str], workdir: str, argv: Sequence[
     experiment = importlib.import_module(f"experiments.{name}")
     from experiments.settings import check_processes, check_ranges
     from experiments.study import Request
-    from medtl_jax.distributed import spans
+    from medtl_jax.distributed import check_joined, meet, spans
     from medtl_jax.files import user_path
-    from medtl_jax.runs import default_folder
+    from medtl_jax.runs import default_folder, what_is_run
 
     check_ranges(config)
     config = experiment.resolve(config, given)
     if spans():
         check_processes(config)
+    check_joined()
     folder = user_path(workdir, "--workdir") if workdir else default_folder(config)
+    # Before they compute anything together, as an evaluation does that has no folder yet.
+    meet(what_is_run(folder, config))
     command = f"python launch.py {shlex.join(argv[1:])}"
     # Pictures and words are for one of several processes to make.
     console, brief = Console(quiet=not is_writer()), not is_writer()
+    if sharers() > 1:
+        console.note(
+            f"one of {sharers()} processes that do not meet: each trains runs of its own, and all "
+            f"of them share {folder}"
+        )
     experiment.run(Request(config, folder, command, console, brief))
 
 

@@ -22,7 +22,8 @@ of each member in report.html, all numbers in ensemble.json, and what the picked
 predictions.npz: `python -m experiments.compare ENSEMBLE RUN` compares it with a run. Fusions are
 fitted and picked on validation alone. ENSEMBLE/cells has a run folder for each member, named by a
 hash of its config, images and weights: with the same command an ensemble that was interrupted goes
-on, and with more members only these are trained.
+on, and with more members only these are trained. The same command in several processes, or on
+several machines that share the folder, shares the members among them.
 
 Left-right flips are on: set augment.flip_horizontal=0 where laterality matters.
 """

@@ -18,6 +18,7 @@ from experiments.settings import check_ranges, default_section
 from experiments.study import Request
 from medtl_jax import runs
 from medtl_jax.data.catalog import Dataset, DataSpec, Split
+from medtl_jax.ensemble.members import AUTO
 from medtl_jax.errors import UserError
 
 # Keys of the section `data` that change nothing of what is read, or only draw from it.
@@ -107,7 +108,8 @@ def make_cells(config: dict) -> list[AblationCell]:
             for member in range(members)
         ]
         _check_members(own[0], members)
-        other = same.setdefault(json.dumps([members, own[0].resolved], sort_keys=True), name)
+        made_of = json.dumps([members, _made_of(own[0].resolved)], sort_keys=True)
+        other = same.setdefault(made_of, name)
         if other != name:
             raise UserError(
                 f"{KEY}: the rows {other!r} and {name!r} come to the same runs, as all settings "
@@ -192,10 +194,16 @@ def with_digests(
                 if _target(cell):
                     domains = adaptation.find_domains(cell.resolved, dataset, own.console, own.memo)
                     images[draw].append(domains.target.checksum())
-            parts = [cell.resolved, *images[draw], _weights_digest(cell, request, weights)]
+            weight = _weights_digest(cell, request, weights)
+            parts = [_made_of(cell.resolved), *images[draw], weight]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
         found.append(dataclasses.replace(cell, digest=digest))
     return found
+
+
+def _made_of(config: dict) -> dict:
+    """The config without what changes nothing of what comes out, see `train.program`."""
+    return {**config, "train": {**config["train"], "program": AUTO}}
 
 
 def _target(cell: AblationCell) -> list[str]:

@@ -11,9 +11,9 @@ from experiments import trained
 from experiments.ablation_cells import AblationCell
 from experiments.compare import read_run
 from experiments.ensemble_candidates import validation_value
+from experiments.ladder_requests import remade
 from experiments.ladder_results import recorded_validation
 from medtl_jax.ensemble.fusion import Fusion
-from medtl_jax.errors import UserError
 from medtl_jax.metrics.pairing import Predicted, align
 
 _RULE = "mean"
@@ -43,10 +43,8 @@ def read_entry(entry: Sequence[AblationCell], folder: pathlib.Path, split: str) 
 
 def _read(cell: AblationCell, folder: pathlib.Path, split: str) -> Predicted:
     path = cell.folder(folder)
-    try:
+    with remade(path):
         return read_run(path, cell.title, split).predicted
-    except UserError as error:
-        raise UserError(f"{error}; or delete {path} to have the run made again") from error
 
 
 def validation_values(

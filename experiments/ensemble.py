@@ -17,13 +17,14 @@ from experiments import domain_settings, trained
 from experiments.ablation_cells import with_digests
 from experiments.augmentation import resolve_augmentation
 from experiments.contact_sheet import study_sheet
-from experiments.ensemble_candidates import fit_fusions, fuse, names_of, read_members
+from experiments.ensemble_candidates import check_members, fit_fusions, fuse, names_of, read_members
 from experiments.ensemble_cells import MemberCell, make_cells
 from experiments.ensemble_cost import network_costs
 from experiments.ensemble_results import collect, metrics_of, picked_predictions
 from experiments.ensemble_soups import make_soups
 from experiments.ladder_checks import check_cells
-from experiments.ladder_requests import Memos, cell_request, keep_one
+from experiments.ladder_folder import FOLDER
+from experiments.ladder_requests import Memos, cell_request, keep_one, remade
 from experiments.ladder_results import check_same, data_name, notes_of
 from experiments.ladder_training import say_table
 from experiments.prepared import read_training_data
@@ -69,11 +70,14 @@ def run(request: Request) -> None:
     check_cells(cells, request, memos)
     environment = {**runs.describe_environment(), "command": request.command}
     begin(folder, config, environment)
+    _say_members(cells, request)
     train_shared(cells, request, memos)
-    first = runs.read_json(cells[0].folder(folder) / runs.ENVIRONMENT)
+    with remade(cells[0].folder(folder)):
+        first = runs.read_json(cells[0].folder(folder) / runs.ENVIRONMENT)
     environment |= {key: first.get(key) for key in ("data", "data_sha256", "task")}
     with finishing(folder, config, environment, [cell.name for cell in cells]) as unwritten:
         if unwritten:
+            check_members(cells, folder, spec)
             _finish(request, cells, names, environment, memos)
     say_table(folder, TABLE, console)
 
@@ -82,6 +86,19 @@ def _read_spec(cell: MemberCell, request: Request, memos: Memos) -> DataSpec:
     """Task and classes, which the data say."""
     keep_one(memos, cell)
     return read_training_data(cell_request(cell, request, memos)).spec
+
+
+def _say_members(cells: Sequence[MemberCell], request: Request) -> None:
+    """Says which members there are from before, those of this ensemble and others."""
+    names, place = {cell.name for cell in cells}, request.folder / FOLDER
+    found = {path.name for path in place.glob("*") if runs.is_finished(path)}
+    if names & found:
+        request.console.note(f"{len(names & found)} of {len(names)} members are finished already")
+    if found - names:
+        request.console.note(
+            f"{len(found - names)} in {place} are of an ensemble with more or other members, and "
+            "have no part in this one"
+        )
 
 
 def _finish(

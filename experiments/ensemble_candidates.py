@@ -7,13 +7,18 @@ through it afterwards.
 import dataclasses
 import math
 import pathlib
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.special
 
+from experiments import trained
 from experiments.compare import read_run
 from experiments.ensemble_cells import MemberCell
+from experiments.ladder_requests import read_notes, remade
+from medtl_jax import runs
+from medtl_jax.data.catalog import DataSpec
 from medtl_jax.ensemble.fusion import (
     FUSIONS,
     Fusion,
@@ -98,10 +103,37 @@ def read_members(cells: Sequence[MemberCell], folder: pathlib.Path) -> list[Cand
 
 
 def _read(cell: MemberCell, path: pathlib.Path, split: str) -> Predicted:
-    try:
+    with remade(path):
         return read_run(path, cell.title, split).predicted
-    except UserError as error:
-        raise UserError(f"{error}; or delete {path} to have the run made again") from error
+
+
+def check_members(cells: Sequence[MemberCell], folder: pathlib.Path, spec: DataSpec) -> None:
+    """UserError for a finished member whose files are damaged, or of another task or classes.
+
+    Args:
+      cells: all finished.
+      folder: of the study.
+      spec: of the images that all learned from.
+    """
+    for cell in cells:
+        path = cell.folder(folder)
+        with remade(path):
+            task = trained.read_card(path).task
+            read_notes(path)
+            read = read_run(path, cell.title, "val").predicted
+            for found in ((task.name, task.classes), (read.task, read.classes)):
+                if found != (spec.task, tuple(spec.classes)):
+                    raise UserError(
+                        f"{path / runs.ENVIRONMENT} is of other images, of the task {found[0]} "
+                        f"with {reprlib.repr(', '.join(found[1]))}: these are of {spec.task} with "
+                        f"{reprlib.repr(', '.join(spec.classes))}"
+                    )
+
+
+def open_member(folder: pathlib.Path) -> trained.TrainedModel:
+    """The best checkpoint of a finished member. UserError where it is damaged."""
+    with remade(folder):
+        return trained.open_run(folder)
 
 
 def fit_fusions(names: Sequence[str], val: Sequence[Predicted], seed: int) -> dict[str, Fitted]:

@@ -32,6 +32,8 @@ _COMMON = (
     "train.select",
     "train.devices",
     "train.program",
+    "train.accumulate",
+    "train.remat",
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments import trained
+from experiments.ensemble_candidates import open_member
 from experiments.ensemble_cells import MemberCell, by_network
 from experiments.ladder_requests import Memos, cell_request, keep_one
 from experiments.prepared import make_mesh, read_training_data
@@ -69,7 +69,7 @@ def _is_cost(entry: object) -> bool:
 
 
 def _measure(cell: MemberCell, folder: pathlib.Path, images: Array) -> dict[str, float]:
-    fitted, size = trained.open_run(folder).fitted, cell.resolved["eval"]["batch_size"]
+    fitted, size = open_member(folder).fitted, cell.resolved["eval"]["batch_size"]
     predict = make_predict(fitted.network, fitted.spec, make_mesh(cell.resolved), size)
     # A batch that is not full is padded, and takes as long.
     batch, seconds = select(images, slice(0, size)), []

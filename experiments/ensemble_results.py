@@ -76,7 +76,7 @@ def collect(
         patients=None if test.patients is None else len(np.unique(test.patients)),
         device=device,
         batch=config["eval"]["batch_size"],
-        notes=tuple(notes),
+        notes=(*notes, *_ties(candidates, values, select, (best, picked))),
     )
 
 
@@ -109,12 +109,37 @@ def _pick(
     more_is_better: bool,
 ) -> str:
     """The candidate of a kind that is best on validation; of fusions one that scores any image."""
-    own = {
-        one.name: [values[one.name]]
+    own = {name: [values[name]] for name in _pickable(candidates, kind)}
+    return pick(own, more_is_better)
+
+
+def _pickable(candidates: Sequence[Candidate], kind: str) -> list[str]:
+    """The candidates of a kind, of fusions those that score any image."""
+    return [
+        one.name
         for one in candidates
         if one.kind == kind and not (kind == FUSION and FUSIONS[one.name].whole_set)
-    }
-    return pick(own, more_is_better)
+    ]
+
+
+def _ties(
+    candidates: Sequence[Candidate],
+    values: Mapping[str, float | None],
+    select: str,
+    chosen: Sequence[str],
+) -> list[str]:
+    """A note on each of the `chosen` that was so as the first of equals."""
+    kinds = {one.name: one.kind for one in candidates}
+    notes = []
+    for name in filter(None, chosen):
+        others = _pickable(candidates, kinds[name])
+        equal = [other for other in others if other != name and values[other] == values[name]]
+        if equal:
+            notes.append(
+                f"{name} is the first of equals: {', '.join(equal)} "
+                f"{'has' if len(equal) == 1 else 'have'} the same validation {select}"
+            )
+    return notes
 
 
 def _gains(

@@ -5,8 +5,7 @@ import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from experiments import trained
-from experiments.ensemble_candidates import Candidate, validation_value
+from experiments.ensemble_candidates import Candidate, open_member, validation_value
 from experiments.ensemble_cells import MemberCell, by_network
 from experiments.ladder_requests import Memos, cell_request, keep_one, named
 from experiments.options import group_table
@@ -118,7 +117,7 @@ def _best_first(values: Sequence[float | None], more_is_better: bool) -> list[in
 def _variables(folders: Sequence[pathlib.Path]) -> Iterator[Tree]:
     """The best variables of each run, read when they are asked for."""
     for folder in folders:
-        yield trained.open_run(folder).fitted.variables
+        yield open_member(folder).fitted.variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +135,7 @@ class _SoupNetwork:
         cls, cells: Sequence[MemberCell], study: pathlib.Path, dataset: Dataset, task: Task
     ) -> "_SoupNetwork":
         """That of the network of `cells`, members of the `study`."""
-        fitted = trained.open_run(cells[0].folder(study)).fitted
+        fitted = open_member(cells[0].folder(study)).fitted
         configs = [cell.resolved for cell in cells]
         return cls(configs, fitted, dataset, task, make_mesh(configs[0]))
 

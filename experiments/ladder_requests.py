@@ -81,3 +81,17 @@ def named(cell: Cell, name: str = "") -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{name or cell.title}: {cell.words(str(error))}") from error
+
+
+@contextlib.contextmanager
+def remade(folder: pathlib.Path) -> Iterator[None]:
+    """A fault found inside, of the finished run in `folder`, is told with what a study can do.
+
+    What else the message says to do is for a run alone: a study asks for no other folder, and a
+    finished run is not trained again without its checkpoints.
+    """
+    try:
+        yield
+    except UserError as error:
+        fault = str(error).partition("; ")[0]
+        raise UserError(f"{fault}; delete {folder} to have the run made again") from error

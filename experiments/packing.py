@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,7 @@ from experiments.study import Request
 from medtl_jax.data.streams import is_streamed
 from medtl_jax.ensemble.members import AUTO
 from medtl_jax.objectives.pretrain import parse_pretrain_loss
+from medtl_jax.process import sharers
 from medtl_jax.transfer.groups import FROZEN
 
 # Runs of a study that one process takes at once.
@@ -52,13 +54,15 @@ def _trains_head_alone(config: dict) -> bool:
 def packs(configs: Sequence[dict]) -> list[list[int]]:
     """The places of the configs, those together that may come to be members of one program.
 
-    At most `MOST` are together: a machine that takes part in a study leaves some to the others.
+    At most `MOST` are together, and of a study that so many processes are known to share no more
+    than are one's part: a machine that takes part leaves some to the others.
     """
+    most = min(MOST, math.ceil(len(configs) / sharers()))
     found: list[list[int]] = []
     latest: dict[str, list[int]] = {}
     for place, config in enumerate(configs):
         key = _common_settings(config) if may_share(config) else str(place)
-        if key not in latest or len(latest[key]) == MOST:
+        if key not in latest or len(latest[key]) == most:
             latest[key] = []
             found.append(latest[key])
         latest[key].append(place)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import settings, study
 from experiments.adaptation import for_source, for_target, with_domains
 from experiments.domain_settings import run_validator, target_data, wanted
-from experiments.ladder_folder import check_no_ladder
+from experiments.ladder_folder import check_one_network
 from experiments.study import Fitted
 from medtl_jax import runs
 from medtl_jax.data.catalog import SPLITS
@@ -30,6 +30,8 @@ from medtl_jax.weights.pretrained import parse_input
 
 # What a trained model brings with it; a command that uses it cannot set these anew.
 _OF_THE_MODEL = ("task", "model.", "transfer.", "optim.", "augment.", "domain.", "train.ordinal")
+# How the model's images were read, which it takes along unless another way is asked for.
+_OF_THE_IMAGES = ("bit_depth", "window", "plane", "slices")
 # What decides which images of a table without splits are for test.
 _OF_THE_TEST = (
     "data.seed_split",
@@ -40,6 +42,8 @@ _OF_THE_TEST = (
     "data.csv_split_column",
     "data.csv_label_column",
     "data.csv_patient_column",
+    "data.dicom_patient",
+    "data.plane",
 )
 # What decides which images of a set are in train and which in val.
 _OF_THE_SPLITS = (
@@ -102,8 +106,8 @@ def run_folder(config: dict) -> pathlib.Path:
 def take_model(config: dict, given: Set[str]) -> dict:
     """`config` with the sections that belong to the model from the run `config.eval.run`.
 
-    Values of the study's file give way to those of the run. So does the bit depth of 16-bit files
-    that is not `given`: the model's images were scaled by it.
+    Values of the study's file give way to those of the run. So do the keys that say how files are
+    read (bit depth, window, plane, slices) and are not `given`: the model's images were made so.
 
     Args:
       config: of a command that uses the run.
@@ -117,9 +121,8 @@ def take_model(config: dict, given: Set[str]) -> dict:
     used = runs.flat_config(_run_config(folder))
     why = "has no effect: the model of {folder} has {used!r}; leave it out"
     config = _take(config, used, given, _OF_THE_MODEL, folder, why)
-    if "data.bit_depth" in given:
-        return config
-    return {**config, "data": {**config["data"], "bit_depth": used["data.bit_depth"]}}
+    kept = [key for key in _OF_THE_IMAGES if f"data.{key}" not in given]
+    return {**config, "data": {**config["data"], **{key: used[f"data.{key}"] for key in kept}}}
 
 
 def take_splits(config: dict, given: Set[str], splits: Collection[str]) -> dict:
@@ -171,17 +174,17 @@ def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:
         return _OF_THE_SPLITS
     # Other sets than tables have a test split of their own.
     if data["name"] != "csv":
-        return ()
+        return ("data.dicom_patient",) if data["name"] == "folder" else ()
     if not data["csv_split_column"]:
         return _OF_THE_TEST
     # Known patients stay known: the intervals resample them.
     patients = ("data.csv_patient_column",) if data["csv_patient_column"] else ()
-    return ("data.csv_split_column", *patients)
+    return ("data.csv_split_column", "data.dicom_patient", *patients)
 
 
 def _run_config(folder: pathlib.Path) -> dict:
     config = settings.with_added_keys(runs.read_json(folder / runs.CONFIG))
-    check_no_ladder(folder, config)
+    check_one_network(folder, config)
     settings.check_config(config, str(folder / runs.CONFIG))
     settings.check_ranges(config)
     return config

@@ -56,6 +56,19 @@ def spans() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def check_joined() -> None:
+    """UserError where the devices are those of several processes that have not met.
+
+    The hosts of one TPU slice see the devices of all of them, whether they have met or not.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"the devices of this host belong to those of {jax.process_count()} hosts, as in a "
+            "slice of a TPU, which compute as one program: give each the same command with "
+            "--distributed, or, for runs of its own, a slice of its own"
+        )
+
+
 @contextlib.contextmanager
 def joined(meeting: Meeting, report: Callable[[BaseException], int]) -> Iterator[None]:
     """Inside, this process and the others are one program; they leave together.

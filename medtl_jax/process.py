@@ -113,6 +113,7 @@ termination = Termination()
 
 class _Role:
     follows = False
+    sharers = 1
 
 
 def follow() -> None:
@@ -128,3 +129,18 @@ def lead() -> None:
 def is_writer() -> bool:
     """Whether this process writes the run's files: of several that run one program, one does."""
     return not _Role.follows
+
+
+@contextlib.contextmanager
+def sharing(count: int) -> Iterator[None]:
+    """Inside, this process is one of `count` that take runs of the same study."""
+    _Role.sharers = count
+    try:
+        yield
+    finally:
+        _Role.sharers = 1
+
+
+def sharers() -> int:
+    """How many processes take runs of the same study, as far as this one was told: 1 or more."""
+    return _Role.sharers

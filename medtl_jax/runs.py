@@ -49,6 +49,8 @@ _FIXED = {
     "target_sha256": "target data",
     "checkpoint_sha256": "checkpoint",
 }
+# What changes how a run is computed and, but for rounding, nothing of what comes out.
+_OF_ONE_SITTING = ("train.program",)
 
 
 def write_json(path: pathlib.Path, value: Any, *, sort_keys: bool = True) -> None:
@@ -122,7 +124,9 @@ def check_folder(folder: pathlib.Path, config: dict) -> None:
         raise UserError(f"--workdir={folder} is not empty and no run folder; name a new folder")
     found, wanted = flat_config(read_json(folder / CONFIG)), flat_config(config)
     differing = sorted(
-        key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)
+        key
+        for key in found.keys() | wanted.keys()
+        if key not in _OF_ONE_SITTING and found.get(key) != wanted.get(key)
     )
     if differing:
         shown = ", ".join(
@@ -132,6 +136,12 @@ def check_folder(folder: pathlib.Path, config: dict) -> None:
             f"--workdir={folder} holds a run of another config: {shown}"
             f"{' and more' if len(differing) > 3 else ''}; name another folder"
         )
+
+
+def what_is_run(folder: pathlib.Path, config: dict) -> dict[str, str]:
+    """What several processes of one run have in common before anything is read, for `meet`."""
+    facts = {f"config.{key}": repr(value) for key, value in flat_config(config).items()}
+    return {**facts, "--workdir": os.path.realpath(folder)}
 
 
 def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
@@ -146,8 +156,7 @@ def open_folder(folder: pathlib.Path, config: dict, environment: dict) -> None:
       UserError: the folder belongs to another config, its data or weights have changed, or the
         processes are not of one run.
     """
-    facts = {f"config.{key}": repr(value) for key, value in flat_config(config).items()}
-    facts["--workdir"] = os.path.realpath(folder)
+    facts = what_is_run(folder, config)
     facts |= {what: str(environment.get(key)) for key, what in _FIXED.items()}
     # Nobody makes a folder that another one has not looked for yet.
     meet(facts)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medtl_jax.report.ensemble import FUSION, MEMBER, SOUP, Ensemble, measure_name
 from medtl_jax.report.study_page import entry_of
@@ -65,6 +66,8 @@ def rows_figure(found: Ensemble, metric: str) -> Figure:
         words = with_interval(entry_of(value))
         axes.text(1.02, number, words, transform=across, va="center", size=8)
     _name_rows(axes, [row.name for row in found.rows])
+    # Long names leave the axis little room.
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=2))
     axes.set_xlabel(label_of(metric))
     return figure
 

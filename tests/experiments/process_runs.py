@@ -3,6 +3,7 @@
 Run as a script it is such a process: its arguments are those of launch.py.
 """
 
+import importlib
 import os
 import pathlib
 import socket
@@ -101,6 +102,11 @@ def _main():
     reporting.draw_sheet = lambda *args: None
     reporting.save_figures = lambda *args: None
     reporting.write_report = lambda path, **content: None
+    for name in ("ablation", "ensemble"):
+        if f"--config=configs/{name}.py" in sys.argv:
+            study = importlib.import_module(f"experiments.{name}")
+            study.study_sheet = lambda *args: {}
+            study.save_figures = lambda *args: None
     asked, pause = Stop.__call__, float(os.environ[PAUSE])
 
     def slowly(self):

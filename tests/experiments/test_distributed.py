@@ -250,6 +250,19 @@ def test_what_differs_between_the_processes_is_named(store, tmp_path, other):
     assert not any(tmp_path.iterdir())
 
 
+def test_what_differs_is_named_before_anything_is_computed(launch, store, monkeypatch, tmp_path):
+    from configs import default
+    from experiments import finetune
+
+    monkeypatch.setattr(finetune, "run", lambda request: pytest.fail("it has begun"))
+    store(Store(lambda facts: {**facts, "config.seed": "1"}))
+    with pytest.raises(UserError, match=r"^process 1 has another config\.seed than process 0"):
+        launch._run_experiment(
+            default.get_config().to_dict(), set(), str(tmp_path / "run"), ["launch.py"]
+        )
+    assert not any(tmp_path.iterdir())
+
+
 def test_processes_alike_open_the_folder(store, tmp_path):
     store(Store())
     runs.open_folder(tmp_path / "run", CONFIG, ENVIRONMENT)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import digit_runs
@@ -185,7 +186,7 @@ def without_times(folder: pathlib.Path) -> dict:
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_trained_again_and_an_ensemble_grows(
-    finished, launch, no_pictures, monkeypatch
+    finished, launch, no_pictures, monkeypatch, capsys
 ):
     assert launch.run_command(command(finished)) == 0
     before, table = cells_of(finished), (finished / "ensemble.md").read_bytes()
@@ -209,7 +210,9 @@ def test_what_is_finished_is_not_trained_again_and_an_ensemble_grows(
         patch.setattr(Checkpoints, "save", stopped)
         assert launch.run_command(command(finished, **more)) == 130
     assert cells_of(finished) == before
+    capsys.readouterr()
     assert launch.run_command(command(finished, **more)) == 0
+    assert "3 of 4 members are finished already\n" in capsys.readouterr().out
     after = cells_of(finished)
     assert {name: after[name] for name in before} == before and len(after) == 4
     grown = rows_of(finished)
@@ -217,6 +220,115 @@ def test_what_is_finished_is_not_trained_again_and_an_ensemble_grows(
     # Back to three: all is there, and the table is the first one.
     assert launch.run_command(command(finished)) == 0
     assert cells_of(finished) == after and without_times(finished) == first
+    said = capsys.readouterr().out
+    assert "3 of 3 members are finished already\n" in said
+    assert f"1 in {finished / 'cells'} are of an ensemble with more or other members" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_members_of_one_program_that_was_stopped_go_on_in_one_of_another_size(
+    finished, launch, no_pictures, tmp_path, count
+):
+    """As those that nobody stopped end: each has a checkpoint of its own."""
+    rates = [*RATES, 0.005]
+    settings = {
+        "data.dir": finished.parent / "digits.npz",
+        "model.weights": finished.parent / "weights",
+        "train.program": "turns",
+        "ensemble.soups": False,
+    }
+
+    def begin(members):
+        arrays = {"ensemble.arrays": json.dumps({"optim.high.lr": rates[:members]})}
+        return command(tmp_path / "study", **settings, **arrays, **{"ensemble.members": members})
+
+    from medtl_jax.training.checkpoint import Checkpoints
+
+    save, second = Checkpoints.save, []
+
+    def stopped(self, number, *content):
+        second.append(number == 2)
+        if sum(second) == 2:
+            raise KeyboardInterrupt
+        save(self, number, *content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stopped)
+        assert launch.run_command(begin(3)) == 130
+    assert cells_of(tmp_path / "study") == {}
+    assert launch.run_command(begin(count)) == 0
+    assert len(cells_of(tmp_path / "study")) == count
+    for path in (finished / "cells").iterdir():
+        seed = runs.read_json(path / "config.json")["seed"]
+        found = list((tmp_path / "study" / "cells").glob(f"lenet5-{seed}-*"))
+        if seed >= min(count, 3):
+            continue
+        (other,) = found
+        wanted, ours = predictions(path), predictions(other)
+        np.testing.assert_allclose(ours["test_score"], wanted["test_score"], rtol=1e-3, atol=1e-5)
+
+
+def halve(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def halve_checkpoint(path: pathlib.Path) -> None:
+    for file in (path / "checkpoints" / "best").rglob("*"):
+        if file.is_file():
+            halve(file)
+
+
+def rename_classes(path: pathlib.Path) -> None:
+    found = runs.read_json(path / "environment.json")
+    found["task"]["classes"] = found["data"]["classes"] = ["x", "y", "z"]
+    runs.write_json(path / "environment.json", found)
+
+
+DAMAGE = {
+    "metrics.json cannot be read": lambda path: halve(path / "metrics.json"),
+    "predictions.npz cannot be read": lambda path: halve(path / "predictions.npz"),
+    "environment.json cannot be read": lambda path: halve(path / "environment.json"),
+    "notes.json cannot be read": lambda path: (path / "notes.json").write_text("{"),
+    "best/2 is damaged": halve_checkpoint,
+    "environment.json is of other images, of the task classify with 'x, y, z': these are of "
+    "classify with '0, 1, 2'": rename_classes,
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_damaged_member_is_one_line_with_its_folder(
+    finished, launch, no_pictures, tmp_path, capsys, words, place
+):
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    for name in ("metrics.json", "inference.json"):
+        (folder / name).unlink(missing_ok=True)
+    path = sorted((folder / "cells").glob(f"lenet5-{place}-*"))[0]
+    DAMAGE[words](path)
+    data = {"data.dir": finished.parent / "digits.npz"}
+    data["model.weights"] = finished.parent / "weights"
+    assert launch.run_command(command(folder, **data)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and f"{path}/" in line and words in line
+    assert line.endswith(f"; delete {path} to have the run made again")
+    assert not runs.is_finished(folder)
+
+
+@pytest.mark.parametrize("experiment", ["evaluate", "predict"])
+def test_an_ensemble_is_no_run_to_evaluate_or_to_predict_with(
+    finished, launch, tmp_path, capsys, experiment
+):
+    flags = [f"--config.experiment={experiment}", f"--config.eval.run={finished}"]
+    new = tmp_path / "new"
+    assert launch.run_command(["launch.py", STUDY, *flags, f"--workdir={new}"]) == 2
+    first = sorted(cells_of(finished))[0]
+    assert capsys.readouterr().err == (
+        f"error: {finished} is an ensemble: name one of its runs, such as "
+        f"{finished / 'cells' / first}\n"
+    )
+    assert not new.exists()
 
 
 @pytest.mark.slow
@@ -253,6 +365,8 @@ def test_networks_of_two_kinds_and_sizes(finished, launch, tmp_path, no_pictures
         ({"ensemble.arrays": '{"optim.high.rate": [1, 2, 3]}'}, "there is no key optim.high.rate"),
         ({"ensemble.arrays": '{"seed": [1, 2, 3]}'}, "members cannot differ in seed"),
         ({"ensemble.arrays": '{"train.select": [1, 2, 3]}'}, "cannot differ in train.select"),
+        ({"ensemble.arrays": '{"train.accumulate": [1, 2, 4]}'}, "cannot differ in train.accum"),
+        ({"ensemble.arrays": '{"train.remat": [true, true, false]}'}, "differ in train.remat"),
         ({"ensemble.arrays": '{"optim.high.lr": [1, 2, "a"]}'}, "seed 2: optim.high.lr='a' must"),
         ({"ensemble.arrays": '{"optim.high.lr": [1, 2, -1]}'}, "lenet5@28, seed 2: optim.high.lr"),
         ({"ensemble.arrays": '{"augment.rotate": [1, 2, 9999]}'}, "seed 2: augment.rotate=9999"),

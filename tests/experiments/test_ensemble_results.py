@@ -237,3 +237,24 @@ def test_a_soup_of_equal_members_predicts_as_they_do(small_runs, five, tmp_path)
         np.testing.assert_allclose(soup.test.score[order], members[1].test.score, atol=1e-6)
     # The second is as good as the first, and is kept.
     assert sorted(soups[1].made_of["members"]) == [member.name for member in members]
+
+
+def test_the_first_of_equals_is_told(small_runs):
+    from experiments.ensemble_candidates import fit_fusions, fuse
+    from experiments.ensemble_results import collect
+    from medtl_jax.report.ensemble import NetworkCost
+
+    first, best, *others = members_of("classify")
+    twins = [dataclasses.replace(best, name=name) for name in ("again", "once more")]
+    costs, console = {"net": NetworkCost(1, 1.0)}, digit_runs.Notes()
+
+    def notes(members, names=("mean",)):
+        fused = fuse(fit_fusions(names, [one.val for one in members], 0), members)
+        task, given = OUTPUTS["classify"], [*members, *fused]
+        return collect(given, costs, task, config_of(), "CPU", ["a note"], console).notes
+
+    assert notes([first, best, *others]) == ("a note",)
+    told = "m1 is the first of equals: again has the same validation loss"
+    assert notes([first, best, *others, twins[0]]) == ("a note", told)
+    told = "m1 is the first of equals: again, once more have the same validation loss"
+    assert notes([best, *twins]) == ("a note", told)

@@ -1,9 +1,11 @@
 """The flags that make several processes one run, and what such a run does not do."""
 
+import jax
 import pytest
 
 from configs import default
 from experiments.settings import check_processes
+from medtl_jax import process
 from medtl_jax.errors import UserError
 
 WHERE = ("--coordinator=host:1234", "--processes=2", "--process=1")
@@ -37,7 +39,7 @@ def test_wrong_flags_are_one_line(launch, capsys, flags, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"experiment": "ablation"}, "experiment=ablation is not run by several processes as one"),
+        ({"experiment": "ladder"}, "experiment=ladder is not run by several processes as one"),
         ({"transfer.cache": "prefix"}, "transfer.cache=prefix is for one process"),
         ({"transfer.probe_first": True}, "transfer.probe_first=True is for one process"),
         ({"eval.corruptions": True}, "eval.corruptions=True is for one process"),
@@ -56,3 +58,31 @@ def test_what_several_processes_do_is_not_refused():
     for settings in ({}, {"experiment": "evaluate"}, {"experiment": "predict", "eval.tta": 4}):
         config.update_from_flattened_dict(settings)
         check_processes(config.to_dict())
+
+
+@pytest.mark.parametrize("study", ["ensemble", "ablation"])
+def test_processes_with_runs_of_their_own_do_not_meet(launch, monkeypatch, capsys, study):
+    """Nobody is at the coordinator's."""
+    told = []
+    monkeypatch.setattr(
+        launch, "_run_experiment", lambda config, *others: told.append(process.sharers())
+    )
+    flags = [f"--config=configs/{study}.py", "--config.seed=3"]
+    assert launch.run_command(["launch.py", *flags, *WHERE]) == 0
+    assert launch.run_command(["launch.py", *flags]) == 0
+    assert told == [2, 1] and process.sharers() == 1
+    assert launch.run_command(["launch.py", *flags, "--distributed"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"experiment={study} is shared by processes of their own: give each the same" in line
+    assert "without --distributed" in line and len(told) == 2
+
+
+def test_a_host_of_a_slice_computes_with_the_others(launch, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    run = tmp_path / "run"
+    assert (
+        launch.run_command(["launch.py", "--config=configs/finetune.py", f"--workdir={run}"]) == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "those of 4 hosts" in line and "with --distributed" in line
+    assert not run.exists()

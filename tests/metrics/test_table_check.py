@@ -21,8 +21,8 @@ from medtl_jax.metrics.table_cells import (
 )
 from medtl_jax.metrics.table_check import check_table
 
-# Tables 2 and 3 of "Transfer learning strategies for fine-tuning pretrained convolutional neural
-# networks in medical imaging", RJCSE 4(2), 2023, pp. 73-88: the cells of the six contradictions.
+# Tables 2 and 3 of "Transfer learning techniques for optimising pretrained CNNs in medical
+# imaging", RJCSE 4(2), 2023, pp. 73-88: the cells of the six contradictions.
 # AlexNet's precision and recall are known here by their harmonic mean alone, 92.44; the test puts
 # in pairs that have it.
 PAPER = """\
