@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
     # npz, csv: the file. folder: the folder. medmnist: where it lies. tfds: its data_dir
     config.data.dir = ""
     # Sets of files (folder, csv, tfds) whose decoded images are above this stream from them; an
-    # .npz is always in memory, and so are the predicted masks of a segmentation's val and test.
+    # .npz is always in memory, and so are the predicted masks of a segmentation's val and test. Of
+    # a streamed .nii.gz each slice costs the reading of its volume: unpack such sets to .nii.
     config.data.cache_gb = 4.0
     config.data.batch_size = 32
     # Training images drawn of each class; 0 = all. Where a set has no validation split, it is
@@ -65,8 +66,21 @@ def get_config() -> ConfigDict:
     config.data.folds = 0
     config.data.fold = 0
     config.data.seed_split = 0  # of that split, of val's, and of the phantom
-    # Bits in use in 16-bit image files; evaluate and predict take the run's.
+    # Bits in use in 16-bit image files; evaluate and predict take the run's, and of the three keys
+    # below it.
     config.data.bit_depth = 16
+    # DICOM and NIfTI files (pip install 'medtl_jax[medical]') stand beside pictures in a folder, a
+    # csv or what is predicted; a file with several images stands for all of them, file#k for the
+    # k-th from 0, a folder of DICOM files for one series.
+    # Grey values shown from black to white, as centre,width in the file's units: "40,400" in
+    # Hounsfield units; "" = the first VOI LUT or window of a DICOM file, else the 0.5th to 99.5th
+    # percentile of an image, of a NIfTI volume of all of it.
+    config.data.window = ""
+    config.data.plane = "axial"  # of a NIfTI volume's slices; or coronal, sagittal
+    config.data.slices = 1  # 3: 2.5D, the slices before and after as first and third channel
+    # Without csv_patient_column the patient of a DICOM image: PatientID | StudyInstanceUID |
+    # SeriesInstanceUID | file (each file its own). Those without the element take the study's.
+    config.data.dicom_patient = "PatientID"
     config.data.csv_path_column = "path"
     config.data.csv_path_format = "{}"  # from the cell to the path: images/{}.png
     config.data.csv_split_column = "split"
@@ -74,7 +88,8 @@ def get_config() -> ConfigDict:
     config.data.csv_mask_column = ""  # segment: masks as images of the class of each pixel
     config.data.csv_mask_format = "{}"
     config.data.csv_mask2_format = ""  # masks of a second observer, to compare the network with
-    config.data.csv_patient_column = ""  # keeps patients together; "" = there is none
+    # Keeps patients together; "" = there is none, or DICOM and NIfTI files say it.
+    config.data.csv_patient_column = ""
     config.data.phantom = ConfigDict()
     config.data.phantom.train = 900
     config.data.phantom.val = 200

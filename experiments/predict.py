@@ -3,10 +3,14 @@
     python launch.py --config=configs/finetune.py --config.experiment=predict \\
         --config.eval.run=RUN --config.data.dir=IMAGES
 
+IMAGES is a folder of pictures, DICOM files and NIfTI volumes, or one of them. Of a file with
+several images the k-th, from 0, is called `path#k`.
+
 Writes `predictions.csv`: the path of each image and a column for each class, finding or number;
 where the classes exclude each other, the most probable one too. A segmentation writes masks
-`masks/<path>.png` of the images' own sizes. Model, image size and bit depth of 16-bit files are
-those of the run, the bit depth unless it is given.
+`masks/<path>.png` of the images' own sizes. Model and image size are those of the run; so are,
+unless they are given, the bit depth of 16-bit files, and window, plane and slices of DICOM and
+NIfTI files (`config.data`).
 
 With `eval.tta` the scores are averaged over so many views of each image, as an evaluation measures
 it, and the table has a column `averaged_views` with their number. A view depends on the seed and on
@@ -25,7 +29,8 @@ from PIL import Image
 from experiments import trained
 from experiments.study import Fitted, Request
 from medtl_jax import runs
-from medtl_jax.data.images import original_size, read_images_for_prediction
+from medtl_jax.data.medical import reading_of
+from medtl_jax.data.prediction import original_sizes, read_images_for_prediction
 from medtl_jax.errors import UserError
 from medtl_jax.files import is_text, write_file
 from medtl_jax.objectives.task import Task
@@ -54,17 +59,21 @@ def run(request: Request) -> None:
     runs.check_folder(folder, config)
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", config["eval"]["batch_size"], mesh)
+    reading = reading_of(config["data"])
     model = trained.open_run(trained.run_folder(config))
     views, masks = config["eval"]["tta"], model.fitted.task.name == "segment"
     check_views(config["augment"], views, masks, model.channels)
     with console.progress("images") as advance:
-        images, ids = read_images_for_prediction(
+        images, ids, notes = read_images_for_prediction(
             config["data"]["dir"],
             config["model"]["image_size"],
             config["data"]["bit_depth"],
             model.channels,
             advance,
+            reading,
         )
+    for note in notes:
+        console.note(f"note: {note}")
     _check_names(ids, model.fitted.task)
     digest = hashlib.sha256(json.dumps(ids.tolist()).encode())
     digest.update(images)
@@ -76,7 +85,10 @@ def run(request: Request) -> None:
         "checkpoint_sha256": model.sha256,
     }
     found = _predicted(config, model.fitted, mesh, images, ids)
-    files = _files(model.fitted.task, found, ids.tolist(), config["data"]["dir"], views)
+    sizes = []
+    if masks:
+        sizes = original_sizes(config["data"]["dir"], ids.tolist(), reading)
+    files = _files(model.fitted.task, found, ids.tolist(), sizes, views)
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
         for name, content in files:
@@ -128,17 +140,18 @@ def _check_names(ids: np.ndarray, task: Task) -> None:
 
 
 def _files(
-    task: Task, found: np.ndarray, ids: list[str], source: str, views: int
+    task: Task, found: np.ndarray, ids: list[str], sizes: list[tuple[int, int]], views: int
 ) -> Iterator[tuple[str, str | bytes]]:
     """`(name, content)` of each file to write, the table last.
 
-    `found` are the scores of the images, for a segmentation their masks; `views` is `eval.tta`.
+    `found` are the scores of the images, for a segmentation their masks, whose widths and heights
+    are `sizes`; `views` is `eval.tta`.
     """
     rows = [_cells(task, row) for row in found]
     if task.name == "segment":
-        for name, mask, row in zip(ids, found, rows, strict=True):
+        for name, mask, row, size in zip(ids, found, rows, sizes, strict=True):
             row.insert(0, f"masks/{name}.png")
-            yield row[0], _mask_png(mask, len(task.classes), original_size(source, name))
+            yield row[0], _mask_png(mask, len(task.classes), size)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     head, averaged = ([_VIEWS], [views]) if views else ([], [])

@@ -26,9 +26,11 @@ _COLUMNS = ("path", "split", "label", "mask", "patient")
 _FORMATS = ("path", "mask", "mask2")
 _TYPES: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("name", "dir", "classes", "phantom.domain"), str),
+    **dict.fromkeys(("window", "plane", "dicom_patient"), str),
     **{f"csv_{name}_column": str for name in _COLUMNS},
     **{f"csv_{name}_format": str for name in _FORMATS},
-    **dict.fromkeys(("per_class", "seed_draw", "folds", "fold", "seed_split", "bit_depth"), int),
+    **dict.fromkeys(("per_class", "seed_draw", "folds", "fold", "seed_split"), int),
+    **dict.fromkeys(("bit_depth", "slices"), int),
     **dict.fromkeys((f"phantom.{split}" for split in SPLITS), int),
     **dict.fromkeys(("train_fraction", "val_fraction", "test_fraction", "cache_gb"), float),
 }

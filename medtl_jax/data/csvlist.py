@@ -259,9 +259,9 @@ def _relative_path(cell: str, place: str) -> str:
 
 def check_rows(entries: list[Entry], path: Path) -> None:
     """Raises UserError where an id occurs twice or a patient is in two splits."""
-    name, count = Counter(entry.id for entry in entries).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{path}: '{name}' is listed {count} times; list each image once")
+    for name, count in Counter(entry.id for entry in entries).most_common(1):
+        if count > 1:
+            raise UserError(f"{path}: '{name}' is listed {count} times; list each image once")
     homes: dict[str, set[str]] = {}
     for entry in entries:
         if entry.patient is not None:

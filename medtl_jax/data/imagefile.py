@@ -99,9 +99,12 @@ def open_source(source: Source | bytes) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def bomb_warnings_off() -> Iterator[None]:
-    """Silences Pillow's warning about large images, in every thread."""
-    # Pillow warns from 89 million pixels on; MAX_PIXELS decides here.
+def decoder_warnings_off() -> Iterator[None]:
+    """Silences Pillow's warning about large images, and pydicom's remarks, in every thread."""
     with warnings.catch_warnings():
+        # Pillow warns from 89 million pixels on; MAX_PIXELS decides here.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # On values that the standard does not allow, some of which its messages quote. What
+        # cannot be read is an error all the same.
+        warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
         yield

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,15 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from medtl_jax.data.imagefile import (
     DEEP_MODES,
     MAX_PIXELS,
-    Source,
     UnreadableError,
-    bomb_warnings_off,
+    decoder_warnings_off,
     open_checked,
-    upright_size,
 )
+from medtl_jax.data.planes import Grey, ImageSource, Plane
 from medtl_jax.data.survey import Survey
 from medtl_jax.errors import UserError
-from medtl_jax.files import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -38,19 +35,21 @@ BLOCK = 32  # images a thread takes at a time
 class _Decoded:
     """One image: pixels `[s, s]` or `[s, s, 3]`, and what its file was like.
 
-    `highest` is the largest raw value of a 16-bit file (None for an 8-bit one).
+    `highest` is the largest raw value of a 16-bit file (None for an 8-bit one), `how` what a plane
+    says of its mapping to 0..255 ("" for a picture).
     """
 
     pixels: np.ndarray
     highest: int | None = None
     alpha: bool = False
+    how: str = ""
 
     def without_pixels(self) -> "_Decoded":
         """Returns the same with one pixel alone, which tells grey from colour."""
         return dataclasses.replace(self, pixels=self.pixels[:1, :1].copy())
 
 
-def decode_image(source: Source | bytes, image_size: int, bit_depth: int = 16) -> np.ndarray:
+def decode_image(source: ImageSource | bytes, image_size: int, bit_depth: int = 16) -> np.ndarray:
     """Returns one image as uint8, `[s, s]` if grey or `[s, s, 3]` if coloured.
 
     The image is turned upright (EXIF), loses its alpha channel, and is squeezed to
@@ -60,7 +59,7 @@ def decode_image(source: Source | bytes, image_size: int, bit_depth: int = 16) -
 
     Args:
       source: a PNG, JPEG, TIFF, BMP, WebP or single GIF image: its path, its bytes, or what
-        opens as a path does.
+        opens as a path does; or a plane of another file, of float values 0..255.
       image_size: s, height and width of the result in pixels.
       bit_depth: bits in use in 16-bit files, 8 to 16; 8-bit files do not need it.
 
@@ -68,11 +67,13 @@ def decode_image(source: Source | bytes, image_size: int, bit_depth: int = 16) -
       UserError: the file cannot be read, is not an image, is truncated, has more than
         `MAX_PIXELS` pixels, several frames, floats, 16-bit colour, or values above bit_depth.
     """
-    with bomb_warnings_off():
+    with decoder_warnings_off():
         return decode_in_thread(source, image_size, bit_depth)
 
 
-def decode_in_thread(source: Source | bytes, image_size: int, bit_depth: int = 16) -> np.ndarray:
+def decode_in_thread(
+    source: ImageSource | bytes, image_size: int, bit_depth: int = 16
+) -> np.ndarray:
     """Returns what `decode_image` does, with the same arguments and errors, from any thread.
 
     Python's warning filters belong to the whole process: here they are left alone, and Pillow may
@@ -86,7 +87,7 @@ def decode_in_thread(source: Source | bytes, image_size: int, bit_depth: int = 1
 
 
 def decode_many(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     bit_depth: int = 16,
     *,
@@ -115,7 +116,7 @@ def decode_many(
     images = allocate_images((len(paths), image_size, image_size, channels or 1))
     survey = Survey(bit_depth)
     results = _decode_in_order(paths, image_size, bit_depth, progress)
-    with bomb_warnings_off(), contextlib.closing(results):
+    with decoder_warnings_off(), contextlib.closing(results):
         for index, result in enumerate(results):
             if not survey.add(paths[index], result):
                 continue
@@ -127,7 +128,7 @@ def decode_many(
 
 
 def survey_many(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     bit_depth: int = 16,
     *,
@@ -144,7 +145,7 @@ def survey_many(
     results = _decode_in_order(
         paths, image_size, bit_depth, progress, reduce=_Decoded.without_pixels
     )
-    with bomb_warnings_off(), contextlib.closing(results):
+    with decoder_warnings_off(), contextlib.closing(results):
         for path, result in zip(paths, results, strict=True):
             survey.add(path, result)
     survey.check(check_depth)
@@ -205,78 +206,8 @@ def physical_memory() -> float:
         return math.inf
 
 
-def read_images_for_prediction(
-    folder_or_file: str | Path,
-    image_size: int,
-    bit_depth: int = 16,
-    channels: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `(images, ids)`: uint8 `[n, s, s, c]` and str `[n]`, without labels.
-
-    A folder is searched with all its sub-folders (dot files and dot folders left out) for
-    files with an image suffix, sorted by relative path, which is the id. A file is read
-    whatever its suffix; its name is the id.
-
-    Args:
-      folder_or_file: where to look.
-      image_size: s.
-      bit_depth: bits in use in 16-bit files: the one the model was trained with.
-      channels: c = 1 (colour images become grey, ITU-R 601 luma), 3, or None as in the files.
-      progress: called as `progress(done, total, text)`.
-
-    Raises:
-      UserError: no such path, no image in it, or images that cannot be read.
-    """
-    root = user_path(str(folder_or_file), "data.dir")
-    if root.is_dir():
-        found = sorted(_walk_images(root), key=lambda path: path.relative_to(root).as_posix())
-        ids = [path.relative_to(root).as_posix() for path in found]
-        if not found:
-            raise UserError(f"no images ({' '.join(sorted(IMAGE_SUFFIXES))}) in {root}")
-    elif root.is_file():
-        found, ids = [root], [root.name]
-    else:
-        raise UserError(f"no such file or folder: {root}")
-    images, _ = decode_many(
-        found, image_size, bit_depth, channels=channels, check_depth=False, progress=progress
-    )
-    return images, np.array(ids, dtype=str)
-
-
-def original_size(folder_or_file: str | Path, name: str) -> tuple[int, int]:
-    """Returns width and height in pixels, upright, of the file of an id.
-
-    Args:
-      folder_or_file: where `read_images_for_prediction` found it.
-      name: its id.
-
-    Raises:
-      UserError: the file cannot be read any more.
-    """
-    root = user_path(str(folder_or_file), "data.dir")
-    path = root / name if root.is_dir() else root
-    with bomb_warnings_off():
-        size = attempt(lambda: upright_size(path))
-    if isinstance(size, str):
-        raise UserError(f"{path} cannot be read: {size}")
-    return size
-
-
-def _walk_images(root: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permission")
-
-    for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
-                yield path
-
-
 def _decode_in_order(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     bit_depth: int,
     progress: Progress | None,
@@ -309,7 +240,9 @@ def in_order(work: Callable[[int], _Result], total: int) -> Iterator[_Result]:
         yield from results
 
 
-def _decode_or_reason(source: Source | bytes, image_size: int, bit_depth: int) -> _Decoded | str:
+def _decode_or_reason(
+    source: ImageSource | bytes, image_size: int, bit_depth: int
+) -> _Decoded | str:
     """Returns the decoded image, or in a few words why there is none."""
     return attempt(lambda: _decode(source, image_size, bit_depth))
 
@@ -332,13 +265,32 @@ def attempt(work: Callable[[], _Result]) -> _Result | str:
         return one_line(error)
 
 
-def _decode(source: Source | bytes, image_size: int, bit_depth: int) -> _Decoded:
+def _decode(source: ImageSource | bytes, image_size: int, bit_depth: int) -> _Decoded:
+    if isinstance(source, Plane):
+        grey = source.read()
+        return _Decoded(_from_plane(grey, image_size), how=grey.how)
     with open_checked(source) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in DEEP_MODES:
             return _deep_to_grey(image, image_size, bit_depth)
         return _Decoded(_eight_bit(image, image_size), alpha=image.has_transparency_data)
+
+
+def _from_plane(grey: Grey, image_size: int) -> np.ndarray:
+    """Returns uint8 pixels of float ones, rounded once, after resizing."""
+    parts = grey.values[..., None] if grey.values.ndim == 2 else grey.values
+    resized = [
+        np.asarray(_resize(Image.fromarray(np.ascontiguousarray(parts[..., k])), image_size))
+        for k in range(parts.shape[-1])
+    ]
+    pixels = np.rint(np.clip(np.stack(resized, axis=-1), 0.0, 255.0)).astype(np.uint8)
+    return pixels if grey.channels else _grey_if_equal(pixels)
+
+
+def _grey_if_equal(pixels: np.ndarray) -> np.ndarray:
+    """Returns `[s, s]` of `[s, s, c]` whose channels are equal, else the pixels."""
+    return pixels[..., 0] if (pixels == pixels[..., :1]).all() else pixels
 
 
 def _eight_bit(image: Image.Image, image_size: int) -> np.ndarray:
@@ -350,11 +302,7 @@ def _eight_bit(image: Image.Image, image_size: int) -> np.ndarray:
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode == "LA":
         return np.asarray(_resize(image.getchannel("L"), image_size))
-    pixels = np.asarray(_resize(image.convert("RGB"), image_size))
-    red = pixels[..., 0]
-    if (red == pixels[..., 1]).all() and (red == pixels[..., 2]).all():
-        return red
-    return pixels
+    return _grey_if_equal(np.asarray(_resize(image.convert("RGB"), image_size)))
 
 
 def _deep_to_grey(image: Image.Image, image_size: int, bit_depth: int) -> _Decoded:

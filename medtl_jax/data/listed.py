@@ -10,10 +10,12 @@ import numpy as np
 
 from medtl_jax.data.carve import HeldOut, draw_test
 from medtl_jax.data.catalog import Array, Dataset, DataSpec, Split, absent_classes
-from medtl_jax.data.csvlist import choose_splits, columns_of, list_csv
+from medtl_jax.data.csvlist import check_rows, choose_splits, columns_of, list_csv
 from medtl_jax.data.images import Progress, one_line
-from medtl_jax.data.listing import Entry, list_folder
+from medtl_jax.data.listing import Entry, expand, list_folder
 from medtl_jax.data.masks import resize_note, upright_sizes
+from medtl_jax.data.medical import Reading, check_channels
+from medtl_jax.data.planes import ImageSource
 from medtl_jax.data.strata import CLASS_TASKS, strata, way
 from medtl_jax.data.streams import open_images, open_masks, select
 from medtl_jax.data.subset import TrainPlan, divide
@@ -42,6 +44,7 @@ class Wanted:
       splits: in their usual order.
       plan: what to make of the training images.
       bit_depth: bits in use in 16-bit files.
+      reading: how DICOM and NIfTI files are read.
       grey: whether colour images become grey.
       limit_bytes: most bytes of decoded images to hold in memory, and as many of masks.
       progress: called as `progress(done, total, text)`.
@@ -54,6 +57,7 @@ class Wanted:
     splits: tuple[str, ...]
     plan: TrainPlan
     bit_depth: int
+    reading: Reading
     grey: bool
     limit_bytes: float
     progress: Progress | None
@@ -82,7 +86,20 @@ def load_folder(source: Path, wanted: Wanted) -> Dataset:
             "in a csv and use data.name=csv"
         )
     entries, notes = list_folder(source, wanted.splits, wanted.model)
-    return assemble(entries, task, (), wanted, source, notes)
+    entries, patients = _expand(entries, wanted, source)
+    return assemble(entries, task, (), wanted, source, notes + patients)
+
+
+def _expand(
+    entries: list[Entry], wanted: Wanted, source: Path
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns an entry for each image, and notes; UserError for an image or patient that is twice
+    where it may not be.
+    """
+    check_channels(wanted.reading, wanted.grey)
+    entries, notes = expand(entries, wanted.reading, wanted.progress)
+    check_rows(entries, source)
+    return entries, notes
 
 
 def load_csv(source: Path, config: Mapping[str, Any], wanted: Wanted, held_out: HeldOut) -> Dataset:
@@ -95,18 +112,19 @@ def load_csv(source: Path, config: Mapping[str, Any], wanted: Wanted, held_out: 
       UserError: anything in the file that the user has to mend.
     """
     columns = columns_of(config, wanted.task, wanted.model)
-    entries, notes = list_csv(source, columns), ()
+    entries, notes = _expand(list_csv(source, columns), wanted, source)
     if not wanted.task and columns.task == "classify" and wanted.classes is None:
         labels = [entry.cells[0] for entry in entries]
         check_no_measurement(labels, columns.labels[0], str(source))
     if not columns.split:
-        entries, notes = _split_table(
+        entries, drawn = _split_table(
             entries, columns.task, columns.labels, wanted, held_out, source
         )
+        notes += drawn
     way_out = "set data.csv_split_column='' to draw it"
     entries, chosen = choose_splits(entries, wanted.splits, source, way_out)
     notes += chosen
-    if not columns.patient:
+    if entries[0].patient is None:
         notes += ("no patient column (data.csv_patient_column): leakage of patients not checked",)
     return assemble(entries, columns.task, columns.labels, wanted, source, notes)
 
@@ -278,7 +296,7 @@ def _open_masks(
     sizes = upright_sizes([entry.path for entry in ordered])
     notes = resize_note(sizes, wanted.image_size)
 
-    def read(paths: list[Path]) -> Array:
+    def read(paths: list[ImageSource]) -> Array:
         return open_masks(
             paths,
             wanted.image_size,

@@ -1,11 +1,23 @@
 """Which file of a tree of class folders belongs to which split and class."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from medtl_jax.data.catalog import SPLITS
-from medtl_jax.data.images import IMAGE_SUFFIXES
+from medtl_jax.data.images import Progress
+from medtl_jax.data.medical import (
+    KINDS,
+    Found,
+    Reading,
+    find_images,
+    is_image,
+    patients_note,
+    read_layout_or_refuse,
+    series_files,
+)
+from medtl_jax.data.nifti import Layout, NiftiSlice, is_nifti
+from medtl_jax.data.planes import ImageSource, Plane, Stack
 from medtl_jax.data.subset import splits_to_read, whole_train
 from medtl_jax.errors import UserError
 
@@ -18,21 +30,23 @@ class Entry:
     """One image of a file-based set, before it is decoded.
 
     Attributes:
-      path: of the image.
-      id: its path relative to the set.
+      path: of the file, or of the folder of a DICOM series; after `expand` what the image is
+        decoded from.
+      id: its path relative to the set, with `#k` for the k-th image of a file with several.
       split: train, val or test; "" where that is still to be drawn.
       cells: what the set says of the image, as text: its class, its findings, its numbers.
       patient: None where patients are not known.
-      mask, mask2: paths of its mask, and of that of a second observer.
+      mask, mask2: its mask, and that of a second observer: a picture's path, or of a volume first
+        the path and after `expand` the slice.
     """
 
-    path: Path
+    path: ImageSource
     id: str
     split: str
     cells: tuple[str, ...] = ()
     patient: str | None = None
-    mask: Path | None = None
-    mask2: Path | None = None
+    mask: Path | Plane | None = None
+    mask2: Path | Plane | None = None
 
 
 def list_folder(
@@ -62,7 +76,7 @@ def list_folder(
                 f"unexpected folder {child}: {root} may hold train, val and test only, with the "
                 f"class folders in them, such as {root / 'test' / child.name}"
             )
-        if child.suffix.lower() in IMAGE_SUFFIXES:
+        if is_image(child):
             raise UserError(f"{child} lies outside the class folders: move it into one")
     present = {split for split in SPLITS if (root / split).is_dir()}
     needed = splits_to_read(splits, present)
@@ -80,6 +94,72 @@ def list_folder(
     ]
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path.name, entry.cells))
     return entries, whole_train(splits, present)
+
+
+def expand(
+    entries: Sequence[Entry], reading: Reading, progress: Progress | None = None
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns an entry for each image in the files of `entries`, in their order, and notes.
+
+    The images of one file, or of a series, share what the set says of it. Where it does not say
+    the patients and any file is not a picture, they are what the files say (`medical.Found`), and
+    a picture is its own patient.
+
+    Args:
+      entries: one for each file or folder of a series.
+      reading: how they are read.
+      progress: called as `progress(done, total, text)`.
+
+    Raises:
+      UserError: files that cannot be used, or masks that do not belong to their images.
+    """
+    found = find_images([(entry.path, entry.id) for entry in entries], reading, progress)
+    known = any(entry.patient is not None for entry in entries)
+    named = not known and any(image.key for images in found for image in images)
+    masks = {
+        mask: read_layout_or_refuse(mask)
+        for entry in entries
+        for mask in (entry.mask, entry.mask2)
+        if mask is not None and is_nifti(mask)
+    }
+    expanded = []
+    for entry, images in zip(entries, found, strict=True):
+        for image in images:
+            expanded.append(
+                dataclasses.replace(
+                    entry,
+                    path=image.source,
+                    id=image.id,
+                    patient=(image.patient or image.id) if named else entry.patient,
+                    mask=_mask_of(image, entry.mask, len(images), masks),
+                    mask2=_mask_of(image, entry.mask2, len(images), masks),
+                )
+            )
+    note = patients_note([image for images in found for image in images]) if named else ()
+    return expanded, note
+
+
+def _mask_of(
+    image: Found, mask: Path | None, count: int, layouts: Mapping[Path, Layout]
+) -> Path | Plane | None:
+    """Returns the mask of one of the `count` images that share it."""
+    if mask is None:
+        return None
+    source = image.source.planes[1] if isinstance(image.source, Stack) else image.source
+    if mask not in layouts:
+        if count > 1:
+            raise UserError(
+                f"{mask} is one mask, and {image.source} one of {count} images of its file: use a "
+                "NIfTI mask, or list the images (file#0, file#1, ...)"
+            )
+        return mask
+    if not isinstance(source, NiftiSlice) or not layouts[mask].same_grid(source.layout):
+        raise UserError(
+            f"the mask {mask} does not have the voxels of {image.source}: a NIfTI mask needs a "
+            "NIfTI volume of the same shape and affine"
+        )
+    name = f"{mask}#{source.index}"
+    return dataclasses.replace(source, path=mask, layout=layouts[mask], name=name)
 
 
 def _check_same_classes(root: Path, found: Mapping[str, list[Path]]) -> None:
@@ -108,10 +188,10 @@ def _class_folders(split_folder: Path) -> list[Path]:
 def _class_images(folder: Path, may_be_empty: bool) -> list[Path]:
     images = [child for child in sorted(folder.iterdir()) if not _is_hidden(child)]
     for path in images:
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+        if not (series_files(path) if path.is_dir() else path.is_file() and is_image(path)):
             raise UserError(
-                f"{path} is not an image file ({' '.join(sorted(IMAGE_SUFFIXES))}): "
-                "a class folder may hold images only"
+                f"{path} is not an image file ({KINDS}), nor a folder of DICOM files alone: a "
+                "class folder may hold images only"
             )
     if not images and not may_be_empty:
         raise UserError(f"class folder {folder} is empty: add images or delete the class")

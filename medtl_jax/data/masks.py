@@ -8,11 +8,9 @@ from PIL import Image, ImageOps
 
 from medtl_jax.data.imagefile import (
     DEEP_MODES,
-    Source,
     UnreadableError,
-    bomb_warnings_off,
+    decoder_warnings_off,
     open_checked,
-    upright_size,
 )
 from medtl_jax.data.images import (
     BLOCK,
@@ -21,6 +19,7 @@ from medtl_jax.data.images import (
     attempt,
     in_order,
 )
+from medtl_jax.data.planes import ImageSource, Plane, upright_size_of
 from medtl_jax.errors import UserError
 
 MAX_CLASSES = 256
@@ -33,7 +32,7 @@ _COUNTED = 2**20
 
 
 def decode_mask(
-    source: Source | bytes,
+    source: ImageSource | bytes,
     image_size: int,
     num_classes: int,
     expected_size: tuple[int, int] | None = None,
@@ -55,12 +54,12 @@ def decode_mask(
       UserError: the file cannot be read, has another size than its image, or has values that
         are no classes.
     """
-    with bomb_warnings_off():
+    with decoder_warnings_off():
         return decode_mask_in_thread(source, image_size, num_classes, expected_size)
 
 
 def decode_mask_in_thread(
-    source: Source | bytes,
+    source: ImageSource | bytes,
     image_size: int,
     num_classes: int,
     expected_size: tuple[int, int] | None = None,
@@ -74,7 +73,7 @@ def decode_mask_in_thread(
 
 
 def decode_masks(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     num_classes: int,
     expected_sizes: Sequence[tuple[int, int]] | None = None,
@@ -91,7 +90,7 @@ def decode_masks(
 
 
 def check_masks(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     num_classes: int,
     expected_sizes: Sequence[tuple[int, int]] | None = None,
@@ -102,7 +101,7 @@ def check_masks(
 
 
 def _visit(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     num_classes: int,
     expected_sizes: Sequence[tuple[int, int]] | None,
@@ -123,14 +122,14 @@ def _visit(
                 use(row, result)
         return stop
 
-    with bomb_warnings_off(), contextlib.closing(in_order(decode_block, total)) as blocks:
+    with decoder_warnings_off(), contextlib.closing(in_order(decode_block, total)) as blocks:
         for done in blocks:
             if progress:
                 progress(done, total, "reading masks")
     refuse_bad(paths, bad)
 
 
-def upright_sizes(paths: Sequence[Source]) -> list[tuple[int, int]]:
+def upright_sizes(paths: Sequence[ImageSource]) -> list[tuple[int, int]]:
     """Returns width and height in pixels of each image, turned upright, by the files' headers.
 
     Raises:
@@ -143,7 +142,7 @@ def upright_sizes(paths: Sequence[Source]) -> list[tuple[int, int]]:
             result = _size_or_reason(paths[row])
             (bad if isinstance(result, str) else sizes)[row] = result
 
-    with bomb_warnings_off(), contextlib.closing(in_order(read_block, len(paths))) as blocks:
+    with decoder_warnings_off(), contextlib.closing(in_order(read_block, len(paths))) as blocks:
         for _ in blocks:
             pass
     refuse_bad(paths, bad, "images", "read")
@@ -170,7 +169,7 @@ def resize_note(sizes: Collection[tuple[int, int]], image_size: int) -> tuple[st
 
 
 def refuse_bad(
-    paths: Sequence[Source], bad: dict[int, str], kind: str = "masks", verb: str = "used"
+    paths: Sequence[ImageSource], bad: dict[int, str], kind: str = "masks", verb: str = "used"
 ) -> None:
     """Raises UserError where `bad`, the reason at each row of `paths`, has any."""
     if bad:
@@ -182,29 +181,42 @@ def refuse_bad(
 
 
 def _decode_or_reason(
-    source: Source | bytes, image_size: int, num_classes: int, expected_size: tuple[int, int] | None
+    source: ImageSource | bytes,
+    image_size: int,
+    num_classes: int,
+    expected_size: tuple[int, int] | None,
 ) -> np.ndarray | str:
     return attempt(lambda: _decode(source, image_size, num_classes, expected_size))
 
 
-def _size_or_reason(source: Source) -> tuple[int, int] | str:
-    return attempt(lambda: upright_size(source))
+def _size_or_reason(source: ImageSource) -> tuple[int, int] | str:
+    return attempt(lambda: upright_size_of(source))
 
 
 def _decode(
-    source: Source | bytes, image_size: int, num_classes: int, expected_size: tuple[int, int] | None
+    source: ImageSource | bytes,
+    image_size: int,
+    num_classes: int,
+    expected_size: tuple[int, int] | None,
 ) -> np.ndarray:
+    if isinstance(source, Plane):
+        _check_size(source.size, expected_size)
+        return _resize(to_classes(source.labels(), num_classes), image_size)
     with open_checked(source) as image:
         spread = next((_SPREAD[args] for args in _raw_modes(image) if args in _SPREAD), 1)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        if expected_size is not None and image.size != tuple(expected_size):
-            raise UnreadableError(
-                f"the mask is {image.width} x {image.height} pixels and its image "
-                f"{expected_size[0]} x {expected_size[1]}"
-            )
+        _check_size(image.size, expected_size)
         values = _values(image) if spread == 1 else _values(image) // spread
     return _resize(to_classes(values, num_classes), image_size)
+
+
+def _check_size(size: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    """Raises UnreadableError where a mask has another width and height than its image."""
+    if expected is not None and size != tuple(expected):
+        raise UnreadableError(
+            f"the mask is {size[0]} x {size[1]} pixels and its image {expected[0]} x {expected[1]}"
+        )
 
 
 def _resize(classes: np.ndarray, image_size: int) -> np.ndarray:

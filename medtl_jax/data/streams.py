@@ -12,13 +12,13 @@ import numpy as np
 from medtl_jax.data.catalog import Array
 from medtl_jax.data.images import (
     Progress,
-    Source,
     decode_in_thread,
     decode_many,
     survey_many,
     with_channels,
 )
 from medtl_jax.data.masks import check_masks, decode_mask_in_thread, decode_masks
+from medtl_jax.data.planes import ImageSource
 
 
 class Streamed:
@@ -104,7 +104,7 @@ def select(array: Array, rows) -> Array:
 
 
 def open_images(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     bit_depth: int = 16,
     *,
@@ -146,13 +146,13 @@ def open_images(
     return Streamed(paths, decode, row), (*notes, note)
 
 
-def _decode_row(source: Source, row: tuple[int, int, int], bit_depth: int) -> np.ndarray:
+def _decode_row(source: ImageSource, row: tuple[int, int, int], bit_depth: int) -> np.ndarray:
     pixels = decode_in_thread(source, row[0], bit_depth)
     return np.broadcast_to(with_channels(pixels, row[2]), row)
 
 
 def open_masks(
-    paths: Sequence[Source],
+    paths: Sequence[ImageSource],
     image_size: int,
     num_classes: int,
     expected_sizes: Sequence[tuple[int, int]] | None = None,

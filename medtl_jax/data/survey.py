@@ -1,6 +1,7 @@
 """What the files of a set are like: which cannot be used, and notes on what was done to them."""
 
 import dataclasses
+from collections import Counter
 from typing import Protocol
 
 import numpy as np
@@ -11,12 +12,14 @@ from medtl_jax.errors import UserError
 class Decoded(Protocol):
     """One image: pixels `[s, s]` if grey or `[s, s, 3]`, and what its file was like.
 
-    `highest` is the largest raw value of a 16-bit file, None for an 8-bit one.
+    `highest` is the largest raw value of a 16-bit file, None for an 8-bit one; `how` is a note on
+    its mapping to 0..255, "" for a picture.
     """
 
     pixels: np.ndarray
     highest: int | None
     alpha: bool
+    how: str
 
 
 @dataclasses.dataclass
@@ -30,6 +33,7 @@ class Survey:
       highest: largest raw value of each 16-bit image.
       alpha: images with an alpha channel.
       grey: images of one channel.
+      how: images by the mapping to 0..255 that their files asked for.
     """
 
     bit_depth: int
@@ -38,6 +42,7 @@ class Survey:
     highest: list[int] = dataclasses.field(default_factory=list)
     alpha: int = 0
     grey: int = 0
+    how: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, name: object, result: Decoded | str) -> bool:
         """Returns whether the image can be used; `result` is a reason where it cannot."""
@@ -48,6 +53,8 @@ class Survey:
         if result.highest is not None:
             self.highest.append(result.highest)
         self.alpha += result.alpha
+        if result.how:
+            self.how[result.how] += 1
         self.grey += result.pixels.ndim == 2
         return True
 
@@ -86,6 +93,7 @@ class Survey:
                 f" (data.bit_depth={self.bit_depth}) mapped to 0..255, "
                 f"highest value {max(self.highest)}"
             )
+        notes += [f"{count} of {self.total} images: {how}" for how, count in self.how.items()]
         if self.alpha:
             notes.append(
                 f"{self.alpha} of {self.total} images have an alpha channel, which was dropped"

@@ -15,14 +15,8 @@ from medtl_jax.archives import ArchiveError, open_archive
 from medtl_jax.data.catalog import SPLITS, Array, Dataset, DataSpec, Split
 from medtl_jax.data.csvlist import split_names
 from medtl_jax.data.domains import most_channels, other_classes, with_channels
-from medtl_jax.data.images import (
-    IMAGE_SUFFIXES,
-    Progress,
-    one_line,
-    physical_memory,
-    resize_many,
-    to_grey,
-)
+from medtl_jax.data.images import Progress, one_line, physical_memory, resize_many, to_grey
+from medtl_jax.data.medical import KINDS, check_channels, find_images, is_image, reading_of
 from medtl_jax.data.npz import (
     MAX_NPZ_BYTES,
     Layout,
@@ -107,7 +101,8 @@ def read_unlabelled(
     left out.
 
     Args:
-      config: keys name ("folder" or "npz"), dir and, for a folder, bit_depth (16), cache_gb (4.0).
+      config: keys name ("folder" or "npz"), dir and, for a folder, bit_depth (16), cache_gb (4.0)
+        and those of `medical.reading_of`.
       image_size: s, height and width in pixels.
       progress: called as `progress(done, total, text)`.
       splits: to read.
@@ -131,16 +126,20 @@ def read_unlabelled(
         folder = path / name if (path / name).is_dir() else path
         files = _images_of(folder)
         if not files:
-            raise UserError(f"no images ({' '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
+            raise UserError(f"no images ({KINDS}) in {folder}")
+        reading = reading_of(config)
+        check_channels(reading, grey)
+        listed = [(file, f"{name}/{file.name}") for file in files]
+        parts = [part for some in find_images(listed, reading, progress) for part in some]
         images, said = open_images(
-            files,
+            [part.source for part in parts],
             image_size,
             config.get("bit_depth", 16),
             channels=1 if grey else None,
             limit_bytes=2**30 * config.get("cache_gb", 4.0),
             progress=progress,
         )
-        found[name] = _bare(images, [f"{name}/{file.name}" for file in files])
+        found[name] = _bare(images, [part.id for part in parts])
         notes += said
     return found, notes
 
@@ -219,7 +218,7 @@ def _images_of(folder: Path) -> list[Path]:
     return [
         child
         for child in sorted(folder.iterdir())
-        if child.suffix.lower() in IMAGE_SUFFIXES and not child.name.startswith(".")
+        if is_image(child) and not child.name.startswith(".")
     ]
 
 

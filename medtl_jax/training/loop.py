@@ -316,7 +316,8 @@ def epochs(
 
 def _last_rates(training: Training, steps: int) -> dict[str, np.ndarray]:
     """The learning rate of each group at the last step of each epoch."""
-    last = jnp.arange(1, training.settings.epochs + 1) * steps - 1
+    # As float32, of which integers up to 2^24 are exact: schedules mix them with floats.
+    last = jnp.float32(np.arange(1, training.settings.epochs + 1) * steps - 1)
     rates = {f"lr_{name}": rate(last) for name, rate in training.schedules.items()}
     return {name: np.broadcast_to(np.asarray(rate), last.shape) for name, rate in rates.items()}
 

@@ -52,7 +52,7 @@ def stray_in_split(root):
 
 
 def foreign_file(root):
-    (root / "train" / "cyst" / "a.dcm").write_text("x")
+    (root / "train" / "cyst" / "a.gz").write_text("x")
 
 
 def nested_folder(root):
@@ -96,7 +96,7 @@ def newline_in_name(root):
         (extra_split, ["unexpected folder", "valid"]),
         (stray_image, ["0.png lies outside the class folders"]),
         (stray_in_split, ["0.png lies outside the class folders"]),
-        (foreign_file, ["a.dcm is not an image file"]),
+        (foreign_file, ["a.gz is not an image file"]),
         (nested_folder, ["sub is not an image file"]),
         (class_in_one_split, ["test", "differ", "polyp"]),
         (empty_class, ["polyp is empty"]),

@@ -11,9 +11,9 @@ from PIL import Image
 from medtl_jax.data.images import (
     decode_image,
     decode_many,
-    read_images_for_prediction,
     resize_many,
 )
+from medtl_jax.data.prediction import read_images_for_prediction
 from medtl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -323,17 +323,17 @@ def test_prediction_reads_a_tree_or_a_file(tmp_path):
     save(tmp_path / "b" / ".cache" / "x.png", GREY)
     save(tmp_path / ".hidden.png", GREY)
     (tmp_path / "notes.txt").write_text("no image")
-    images, ids = read_images_for_prediction(tmp_path, 8)
+    images, ids, _ = read_images_for_prediction(tmp_path, 8)
     assert ids.tolist() == ["a.jpg", "b/2.PNG"] and images.shape == (2, 8, 8, 3)
-    images, _ = read_images_for_prediction(tmp_path, 8, channels=1)
+    images, _, _ = read_images_for_prediction(tmp_path, 8, channels=1)
     assert images.shape == (2, 8, 8, 1)
-    images, ids = read_images_for_prediction(tmp_path / "a.jpg", 8)
+    images, ids, _ = read_images_for_prediction(tmp_path / "a.jpg", 8)
     assert ids.tolist() == ["a.jpg"] and images.shape == (1, 8, 8, 1)
 
 
 def test_prediction_takes_a_dark_sixteen_bit_image(tmp_path):
     path = save(tmp_path / "dark.png", np.full((2, 2), 2570, np.uint16))
-    images, _ = read_images_for_prediction(path, 2)
+    images, _, _ = read_images_for_prediction(path, 2)
     assert images.ravel().tolist() == [10] * 4
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medtl_jax.data.imagefile import UnreadableError
-from medtl_jax.data.images import decode_image, original_size, read_images_for_prediction
+from medtl_jax.data.images import decode_image
 from medtl_jax.data.masks import (
     decode_mask,
     decode_masks,
@@ -21,6 +21,7 @@ from medtl_jax.data.masks import (
     to_classes,
     upright_sizes,
 )
+from medtl_jax.data.prediction import original_sizes, read_images_for_prediction
 from medtl_jax.errors import UserError
 
 CLASSES = np.random.default_rng(0).integers(0, 3, (12, 12)).astype(np.uint8)
@@ -120,7 +121,7 @@ def test_a_turned_mask_lies_on_its_turned_image(tmp_path, orientation):
     image = save(tmp_path / "i.png", pixels, exif=exif)
     mask = save(tmp_path / "m.png", pixels, exif=exif)
     size = (6, 9) if orientation >= 5 else (9, 6)
-    assert upright_sizes([image]) == [size] and original_size(tmp_path, "i.png") == size
+    assert upright_sizes([image]) == [size] and original_sizes(tmp_path, ["i.png"]) == [size]
     turned = decode_mask(mask, 18, 2, expected_size=size)
     grey = decode_image(image, 18)
     np.testing.assert_array_equal(turned[3:-3:4, 3:-3:4], grey[3:-3:4, 3:-3:4] > 127)
@@ -206,8 +207,8 @@ def test_sizes_of_unreadable_images(tmp_path):
     with pytest.raises(UserError, match=r"1 of 2 images cannot be read, first: .*gone\.png \(no"):
         upright_sizes([good, tmp_path / "gone.png"])
     assert upright_sizes([good]) == [(12, 5)]
-    with pytest.raises(UserError, match=r"gone\.png cannot be read: no such file"):
-        original_size(tmp_path, "gone.png")
+    with pytest.raises(UserError, match=r"gone\.png \(no such file"):
+        original_sizes(tmp_path, ["gone.png"])
 
 
 def test_masks_are_counted_in_little_memory():
