@@ -5,8 +5,8 @@ Prepares the process (flags, compilation cache, run folder's name) and hands ove
 
 One run over several hosts, or several processes of one: the same command for each, with
 --coordinator=HOST:PORT --processes=N --process=I, or with --distributed where jax knows of the
-others. They share the run folder. The runs of an ablation or of an ensemble are not divided: each
-process trains some of its own, also where it is given none of these flags.
+others. They share the run folder. No single run of an ablation or of an ensemble is divided: each
+process trains some of the runs, also where it is given none of these flags.
 
 SIGTERM ends a training at its next step, which is saved, and anything else at once, with exit code
 143; the same command continues. Several processes are ended by it in a training alone. Where an
@@ -144,6 +144,11 @@ def _has_shared_runs(options: flags.FlagValues, settings: list[str]) -> bool:
             f"--distributed makes one program of the processes, and experiment={name} is shared by "
             "processes of their own: give each the same command with the same --workdir, without "
             "--distributed, and devices that no other one has"
+        )
+    if name in _OF_SHARED_RUNS and options.wait is not None:
+        raise UserError(
+            f"--wait is for processes that meet, and those of experiment={name} do not; leave it "
+            "out"
         )
     return name in _OF_SHARED_RUNS
 
@@ -309,8 +314,8 @@ def _run_experiment(config: dict, given: Set[str], workdir: str, argv: Sequence[
     console, brief = Console(quiet=not is_writer()), not is_writer()
     if sharers() > 1:
         console.note(
-            f"one of {sharers()} processes that do not meet: each trains runs of its own, and all "
-            f"of them share {folder}"
+            f"one of {sharers()} processes that do not meet, so that none of them is at the "
+            f"coordinator's address: each trains runs of its own, and all of them share {folder}"
         )
     experiment.run(Request(config, folder, command, console, brief))
 

@@ -14,7 +14,8 @@ input: files to batches, by themselves. augment: a batch that lies on the device
 ensemble: members of one program over all devices, in each of the ways of computing them, with the
 one that `train.program=auto` takes. Each round is an epoch, with the states put together before it
 and taken apart behind it.
-cache: a head on a frozen network that is run every step, and on its kept features.
+cache: a head on a frozen network that is run every step, and on its kept features; over all
+devices, torch's on one.
 
 "of peak" is the FLOPs of a step, as the program is written, a second, over those of a product of
 two large matrices on the same device in the same dtype and the same run: what this machine reaches
@@ -146,7 +147,8 @@ def _check(options: argparse.Namespace) -> None:
     check_known("--presets", options.presets, PRESETS)
     check_known("--programs", options.programs, PROGRAMS)
     if {"models", "ensemble", "cache"} & set(options.parts):
-        for name in options.models:
+        # The other parts take the first alone.
+        for name in options.models if "models" in options.parts else options.models[:1]:
             check_size("--size", options.size, name)
     if "ensemble" in options.parts:
         for name in options.member_models:

@@ -28,7 +28,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 # It prepares the process, before jax is imported.
-from experiments.benchmark_timing import MEGABYTE, check_positive, machine, output_path
+from experiments.benchmark_timing import (
+    MEGABYTE,
+    check_positive,
+    machine,
+    megabytes,
+    output_path,
+)
 
 # isort: split
 import flax.linen as nn
@@ -66,14 +72,15 @@ class Measured:
 
     Attributes:
       seconds: median over the rounds.
-      planned: bytes that the program needs at once, without the data set.
+      planned: bytes that the program needs at once, without the data set; None where XLA does
+        not say.
       temporary: those of them that hold temporary values.
       flops: of the step, as XLA counts them.
       peak: bytes of resident memory in a process of its own; None where it was not measured.
     """
 
     seconds: float
-    planned: int
+    planned: int | None
     temporary: int
     flops: float
     peak: int | None = None
@@ -224,7 +231,7 @@ class Steps:
         program = self._run.compiled
         return Measured(
             seconds=seconds,
-            planned=self._run.cost()["step_bytes"],
+            planned=self._run.cost().get("step_bytes"),
             temporary=int(program.memory_analysis().temp_size_in_bytes),
             flops=float(program.cost_analysis()["flops"]),
         )
@@ -305,8 +312,8 @@ def _cells(name: str, found: Measured, full: Measured) -> list[str]:
         name,
         f"{found.seconds:.4f}",
         f"{full.seconds / found.seconds:.2f}x",
-        f"{found.planned / MEGABYTE:.1f}",
-        f"{found.planned / full.planned:.2f}",
+        megabytes(found.planned),
+        "" if None in (found.planned, full.planned) else f"{found.planned / full.planned:.2f}",
         f"{found.temporary / MEGABYTE:.1f}",
         f"{found.flops / 1e9:.3g}",
         f"{found.flops / full.flops:.3f}",

@@ -70,7 +70,8 @@ def run_seeds(members: Sequence[Cell], request: Request, memos: Memos, progress:
     if not missing:
         return
     requests = [cell_request(cell, request, memos) for cell in missing]
-    with named(missing[0], missing[0].group):
+    groups = dict.fromkeys(cell.group for cell in missing)
+    with named(missing[0], ", ".join(groups)):
         if missing[0].experiment is finetune:
             finetune.run_all(requests)
         else:

@@ -100,10 +100,15 @@ def train_shared(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
 def _claimed(
     stack: contextlib.ExitStack, cells: Sequence[Cell], folder: pathlib.Path
 ) -> list[Cell]:
-    """Those of the cells that nobody else is at work on and nobody has finished, until `stack`."""
+    """Those of the cells that nobody else is at work on and nobody has finished, until `stack`.
+
+    None where somebody else has begun to take them: two who start at once do not divide a program.
+    """
     found = []
     for cell in cells:
         ours = stack.enter_context(_tried(folder / LOCKS / cell.name))
+        if not ours and not found:
+            return []
         if ours and not runs.is_finished(cell.folder(folder)):
             found.append(cell)
     return found

@@ -96,8 +96,18 @@ def nested_config(sections: dict, flat: dict[str, Any], prefix: str = "") -> dic
 
 def default_folder(config: dict) -> pathlib.Path:
     """`runs/<experiment>-<hash of the config>`: the same command finds its run again."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    decisive = _decisive(config)
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return pathlib.Path("runs") / f"{config['experiment']}-{digest[:8]}"
+
+
+def _decisive(config: dict, prefix: str = "") -> dict:
+    """The config without what may differ from one sitting to the next."""
+    return {
+        key: _decisive(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in config.items()
+        if prefix + key not in _OF_ONE_SITTING
+    }
 
 
 def is_finished(folder: pathlib.Path) -> bool:

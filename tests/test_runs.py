@@ -123,6 +123,11 @@ def test_default_folder_is_a_function_of_the_config():
     assert str(runs.default_folder(CONFIG)) == "runs/finetune-dcff76c1"
     assert runs.default_folder(changed(seed=1)) != runs.default_folder(CONFIG)
     assert runs.default_folder(dict(reversed(CONFIG.items()))) == runs.default_folder(CONFIG)
+    # In whichever program it is computed, and with the hash of a config without that key.
+    programs = [changed(train={"epochs": 2, "program": name}) for name in ("auto", "turns")]
+    assert {runs.default_folder(config) for config in programs} == {
+        runs.default_folder(changed(train={"epochs": 2}))
+    }
 
 
 def test_flat_config_by_hand():

@@ -53,23 +53,30 @@ def fit_members(
       keepings: of each, in its own folder.
       program: one of `PROGRAMS`; `auto`, that of `usual_program`; `fastest`, the one that is so in
         a trial of a few steps before the first epoch, which may turn out otherwise the next time. A
-        training that continues keeps the one it began with.
+        training that continues keeps the one it began with, unless another one is named.
 
     Raises:
-      Preempted: after SIGTERM, once the last epoch is saved; the step it came in ends the epoch
-        after it, which is repeated.
+      Preempted: after SIGTERM, once the last epoch is saved; the one under way is dropped, and
+        repeated by who continues.
       UserError: the members of a device do not fit into its memory; as `fit`.
     """
     with termination.deferred():
         return _fit_members(trainings, states, predict, keepings, program)
 
 
-def _fit_members(trainings, states, predict, keepings, program: str) -> list[list[dict]]:
+def _fit_members(
+    trainings: Sequence[Training],
+    states: Sequence[TrainState],
+    predict: Predict,
+    keepings: Sequence[Keeping],
+    program: str,
+) -> list[list[dict]]:
     works = [
         epochs(training, state, predict, keeping)
         for training, state, keeping in zip(trainings, states, keepings, strict=True)
     ]
-    step = _Epochs(trainings, keepings[0].console, _begun_with(keepings) or program)
+    chosen = program if program in PROGRAMS else _begun_with(keepings) or program
+    step = _Epochs(trainings, keepings[0].console, chosen)
     histories: dict[int, list[dict]] = {}
     waiting: dict[int, Trained | None] = dict.fromkeys(range(len(works)))
     while waiting:

@@ -111,9 +111,9 @@ def reading(found: Ablation) -> list[str]:
         "after it; “cannot tell” is not “equal”.",
         *_fused(found),
         f"Picked: the best mean validation {found.select}. The test split has no part in it.",
-        f"{found.device} s: seconds of all {found.device}s in use, the mean of one run without "
-        "compilation. MB: peak memory of one compiled training step as XLA reports it, without the "
-        "data set.",
+        f"{found.device} s: seconds of all {found.device}s in use, the mean over the seeds, "
+        "without compilation. MB: peak memory of one compiled training step as XLA reports it, "
+        "without the data set.",
     ]
 
 

@@ -180,8 +180,8 @@ class Checkpoints:
 
     An epoch is written `every` so many seconds after the one before it (`SECONDS_APART`), and the
     last one at the end, also that by an exception: a run that is killed repeats what it did since
-    then. Epochs of longer than that are all written, and so are those of several processes, which
-    write together.
+    then. What is not written yet is held in the host's memory. Longer epochs are all written, and
+    so are those of several processes, which write together.
     """
 
     def __init__(

@@ -75,6 +75,10 @@ def test_processes_with_runs_of_their_own_do_not_meet(launch, monkeypatch, capsy
     (line,) = capsys.readouterr().err.splitlines()
     assert f"experiment={study} is shared by processes of their own: give each the same" in line
     assert "without --distributed" in line and len(told) == 2
+    assert launch.run_command(["launch.py", *flags, *WHERE, "--wait=5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--wait is for processes that meet, and those of experiment={study} do not" in line
+    assert len(told) == 2
 
 
 def test_a_host_of_a_slice_computes_with_the_others(launch, monkeypatch, tmp_path, capsys):

@@ -12,11 +12,10 @@ import time
 
 import pytest
 
-# Every epoch is written, as it is where epochs take longer than these.
 COMMAND = """
 import sys
 from medtl_jax.training import checkpoint
-checkpoint.SECONDS_APART = 0.0
+checkpoint.SECONDS_APART = float(sys.argv.pop())
 import launch
 sys.exit(launch.run_command(sys.argv))
 """
@@ -37,9 +36,12 @@ SETTINGS = {
 
 @pytest.fixture
 def start(compilation_cache):
-    """`start(workdir, **overrides)`: the process of one call of launch.py."""
+    """`start(workdir, apart=0.0, **overrides)`: the process of one call of launch.py.
 
-    def begin(workdir, **overrides):
+    Every epoch is written, as it is where epochs take longer than `apart` seconds.
+    """
+
+    def begin(workdir, apart=0.0, **overrides):
         settings = {**SETTINGS, **overrides}
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         # As in this process: see tests/conftest.py.
@@ -55,6 +57,7 @@ def start(compilation_cache):
                 "--config=configs/finetune.py",
                 f"--workdir={workdir}",
                 *(f"--config.{key}={value}" for key, value in settings.items()),
+                str(apart),
             ],
             cwd=ROOT,
             env=environment,
@@ -127,3 +130,29 @@ def test_a_run_killed_in_each_of_its_phases_ends_like_an_uninterrupted_one(start
     finish(start(scored, experiment="evaluate", **{"eval.run": killed, "eval.splits": "val"}))
     metrics = json.loads((scored / "metrics.json").read_text())
     assert metrics["val"]["accuracy"]["value"] == chosen["val_accuracy"]
+
+
+def written_and_logged(folder):
+    """The epoch of the last checkpoint, 0 where there is none, and the epochs of the log."""
+    last = folder / "checkpoints" / "last"
+    written = [int(path.name) for path in last.iterdir() if path.name.isdigit()]
+    return max(written, default=0), len((folder / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_epochs_that_are_not_written_ends_the_same(start, tmp_path):
+    """Killed with the log ahead of the checkpoint: what is not written is trained again."""
+    settings = {"model.name": "lenet5_bn", "model.weights": "none", "train.epochs": 12}
+    begin = functools.partial(start, apart=1.5, **settings)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(begin(whole))
+    ahead = []
+    for epochs in (4, 9):
+        kill(begin(killed), killed, epochs, 0.0)
+        written, logged = written_and_logged(killed)
+        ahead.append(logged - written)
+    assert max(ahead) > 0
+    finish(begin(killed))
+    assert (killed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
+    history = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history] == list(range(1, 13))

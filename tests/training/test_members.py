@@ -290,10 +290,17 @@ def test_members_interrupted_between_epochs_end_as_if_nothing_had_happened(netwo
     whole = trained([network(f"whole{seed}", seed) for seed in range(3)], program="vmap")
     halved = [network(f"halved{seed}", seed) for seed in range(3)]
     trained([one.until(2) for one in halved], program="vmap")
-    # Asked for another one, it goes on with the one that it began with.
+    # Asked for none, which is in turns for these, it goes on with the one that it began with.
     found = trained(halved)
     assert without_costs(found[2]) == without_costs(whole[2])
     assert {record["program"] for record in found[2]} == {"vmap"}
+
+
+def test_members_go_on_in_another_program_that_is_named(network):
+    begun = [network(f"begun{seed}", seed) for seed in range(2)]
+    trained([one.until(2) for one in begun], program="vmap")
+    found = trained(begun, program="turns")
+    assert [record["program"] for record in found[1]] == ["vmap"] * 2 + ["turns"] * (EPOCHS - 2)
 
 
 def test_members_that_do_not_fit_are_refused_in_one_line(network, monkeypatch):
