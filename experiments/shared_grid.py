@@ -92,8 +92,8 @@ def train_shared(cells: Sequence[Cell], request: Request, memos: Memos) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(cells)} runs failed, the others are finished: "
-            f"{next(iter(failed.values()))}; there is a table once all are: change their "
-            "settings or leave them out"
+            f"{next(iter(failed.values()))}; there is a table once all are: mend what it says, "
+            "change their settings, or leave them out"
         )
 
 

@@ -68,6 +68,7 @@ def rows_figure(found: Ensemble, metric: str) -> Figure:
     _name_rows(axes, [row.name for row in found.rows])
     # Long names leave the axis little room.
     axes.xaxis.set_major_locator(MaxNLocator(nbins=2))
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel(label_of(metric))
     return figure
 
