@@ -3,6 +3,9 @@
 Prepares the process (flags, compilation cache, run folder's name) and hands over to
 `experiments.<config.experiment>.run`. A mistake of the user's is one line and exit code 2.
 
+A study may take an argument, behind a colon: --config=configs/recipes/bone_age.py:SETS calls its
+get_config("SETS"). Keys are set after that, as for any study.
+
 One run over several hosts, or several processes of one: the same command for each, with
 --coordinator=HOST:PORT --processes=N --process=I, or with --distributed where jax knows of the
 others. They share the run folder. No single run of an ablation or of an ensemble is divided: each
@@ -17,6 +20,7 @@ of members of one program.
 import contextlib
 import difflib
 import importlib
+import inspect
 import math
 import pathlib
 import re
@@ -24,7 +28,7 @@ import runpy
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from absl import app, flags, logging
@@ -194,7 +198,12 @@ def _parse_options(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """The flags `config`, `workdir`, `help`, and the rest of `argv` (the settings)."""
     options = flags.FlagValues()
     options.set_gnu_getopt()  # flags may follow `--config.key value`
-    flags.DEFINE_string("config", None, "The study, a file of configs/.", flag_values=options)
+    flags.DEFINE_string(
+        "config",
+        None,
+        "The study, a file of configs/; FILE.py:ARGUMENT for one that takes an argument.",
+        flag_values=options,
+    )
     flags.DEFINE_string(
         "workdir",
         "",
@@ -224,25 +233,58 @@ def _parse_options(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     return options, rest
 
 
-def _load_study(path: str) -> ConfigDict:
-    """What `get_config()` of the Python file `path` returns; UserError where that fails."""
+def _load_study(given: str) -> ConfigDict:
+    """What `get_config` of a Python file returns; UserError where that fails.
+
+    `given` is the file's path, or `FILE.py:ARGUMENT` for `get_config(ARGUMENT)`.
+    """
+    path, argument = _split_argument(given)
     if not pathlib.Path(path).is_file():
-        raise UserError(f"--config={path}: no such file; try --config=configs/finetune.py")
+        raise UserError(f"--config={given}: no such file; try --config=configs/finetune.py")
     try:
         names = runpy.run_path(path)
-        config = names["get_config"]() if "get_config" in names else None
+        config = _call_study(names["get_config"], argument) if "get_config" in names else None
+    except UserError as error:
+        raise UserError(f"--config={given}: {error}") from error
     # A study is a program: it can fail in any way, and the line is what its author needs.
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]
         where = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"--config={path}{where}: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config={given}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={path} must define get_config(), which returns a ConfigDict")
+        raise UserError(f"--config={given} must define get_config(), which returns a ConfigDict")
     from experiments.settings import check_config
 
-    check_config(config.to_dict(), f"--config={path}")
+    check_config(config.to_dict(), f"--config={given}")
     return config
+
+
+def _split_argument(given: str) -> tuple[str, str | None]:
+    """The path and the argument of `FILE.py:ARGUMENT`; None where there is no argument."""
+    found = re.fullmatch(r"(.*?\.py):(.*)", given, re.DOTALL)
+    if not found or pathlib.Path(given).is_file():
+        return given, None
+    return found[1], found[2]
+
+
+def _call_study(get_config: Callable[..., Any], argument: str | None) -> Any:
+    """`get_config()`, or `get_config(argument)`; UserError where it takes no argument, or needs it.
+
+    Only the call itself is judged here: what fails inside is the study's own.
+    """
+    wanted = () if argument is None else (argument,)
+    try:
+        inspect.signature(get_config).bind(*wanted)
+    except TypeError as error:
+        if argument is None:
+            raise UserError("the study needs an argument: write FILE.py:ARGUMENT") from error
+        raise UserError(
+            "the study takes no argument: leave out the colon and what follows it"
+        ) from error
+    if argument == "":
+        raise UserError("nothing follows the colon: name the argument, or leave the colon out")
+    return get_config(*wanted)
 
 
 def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

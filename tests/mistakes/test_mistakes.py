@@ -130,6 +130,40 @@ def test_the_study_itself(refusal, tmp_path):
         assert message.startswith("--config=study.py") and words in message, message
 
 
+@pytest.mark.parametrize(
+    ("signature", "argument", "words"),
+    [
+        ("", ":x", "the study takes no argument: leave out the colon"),
+        ("", ":", "the study takes no argument"),
+        ("place", "", "the study needs an argument: write FILE.py:ARGUMENT"),
+        ("place=''", ":", "nothing follows the colon"),
+        ("place", ":mars", "study.py:mars: there is no mars"),
+        ("place", ":pluto", "line 5: ValueError: too small"),
+    ],
+)
+def test_the_argument_of_a_study(refusal, tmp_path, signature, argument, words):
+    (tmp_path / "study.py").write_text(
+        f"from medtl_jax.errors import UserError\ndef get_config({signature}):\n"
+        " if place == 'mars': raise UserError(f'there is no {place}')\n"
+        " assert place == 'pluto'\n raise ValueError('too small')\n"
+    )
+    message = refusal(study=(f"--config=study.py{argument}",))
+    assert message.startswith("--config=study.py") and words in message, message
+
+
+@pytest.mark.parametrize(("name", "argument"), [("study.py", "a:b.py:c"), ("x.py:y.py", None)])
+def test_an_argument_reaches_the_study(launch, tmp_path, name, argument):
+    try:
+        (tmp_path / name).write_text(
+            "from configs import default\ndef get_config(text='none'):\n"
+            " config = default.get_config()\n config.data.dir = text\n return config\n"
+        )
+    except OSError:
+        pytest.skip("this file system has no colons in names")
+    given = name if argument is None else f"{name}:{argument}"
+    assert launch._load_study(given).data.dir == (argument or "none")
+
+
 # ---- data --------------------------------------------------------------------------------------
 
 
