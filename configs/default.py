@@ -88,6 +88,8 @@ def get_config() -> ConfigDict:
     config.data.csv_mask_column = ""  # segment: masks as images of the class of each pixel
     config.data.csv_mask_format = "{}"
     config.data.csv_mask2_format = ""  # masks of a second observer, to compare the network with
+    # Reads these rows alone, as in "scanner=b" or "scanner=b,view=PA"; "" = all.
+    config.data.csv_where = ""
     # Keeps patients together; "" = there is none, or DICOM and NIfTI files say it.
     config.data.csv_patient_column = ""
     config.data.phantom = ConfigDict()
@@ -249,10 +251,11 @@ def get_config() -> ConfigDict:
     # above are the source, and of the target only images are trained on.
     config.domain = ConfigDict()
     config.domain.target = ConfigDict()
-    # name and dir as in config.data, whose other keys hold for both; "" = no target. The phantom as
-    # the target of a phantom is the other scanner.
+    # name, dir and csv_where as in config.data, whose other keys hold for both; "" = no target. The
+    # phantom as the target of a phantom is the other scanner.
     config.domain.target.name = ""
     config.domain.target.dir = ""
+    config.domain.target.csv_where = ""  # both domains may be rows of one csv
     # none, or one or several of dann, cdan, cdan_e, mmd, coral, mcc, entropy, each with a factor if
     # wanted: "cdan_e + 0.1*mcc".
     config.domain.method = "none"

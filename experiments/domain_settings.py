@@ -202,7 +202,8 @@ def target_data(config: dict) -> dict:
 def names_apart(config: dict, source: str, target: str) -> tuple[str, str]:
     """`source` and `target`, the names of their sets, with more of each where they are the same.
 
-    Phantoms differ by their scanners, others by the last parts of their paths.
+    Phantoms differ by their scanners, others by the last parts of their paths, or by the rows of
+    one table that are read.
     """
     if source != target:
         return source, target
@@ -210,7 +211,10 @@ def names_apart(config: dict, source: str, target: str) -> tuple[str, str]:
     if sections[0]["name"] == "phantom":
         one, other = (data["phantom"]["domain"] for data in sections)
         return f"{source} (scanner {one})", f"{target} (scanner {other})"
+    rows = [data["csv_where"] or "all rows" for data in sections]
     paths = [pathlib.Path(data["dir"]).absolute().parts for data in sections]
+    if paths[0] == paths[1] and rows[0] != rows[1]:
+        return f"{source} ({rows[0]})", f"{target} ({rows[1]})"
     for size in range(2, max(map(len, paths)) + 1):
         one, other = (pathlib.Path(*parts[-size:]).as_posix() for parts in paths)
         if one != other:

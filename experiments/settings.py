@@ -114,6 +114,7 @@ _OF_ONE_PROCESS = {
 # defaults are what it did without them: they are off.
 _ADDED = (
     "model.contrast",
+    "data.csv_where",
     "optim.discriminator.",
     "augment.",
     "domain.",
@@ -213,6 +214,13 @@ def check_ranges(config: dict) -> None:
         if flat[key] not in known:
             names = ", ".join(name for name in known if name)
             raise UserError(f"{key}={flat[key]!r} is not known; choose from {names}")
+    for section in ("data", "domain.target"):
+        rows, name = flat[f"{section}.csv_where"], flat[f"{section}.name"]
+        if rows and name != "csv":
+            raise UserError(
+                f"{section}.csv_where={rows} chooses rows of a csv, and {section}.name is "
+                f"{name!r}: leave it out"
+            )
     for key, experiments in _BESIDE.items():
         if flat[key] and flat["experiment"] not in experiments:
             names = f"{', '.join(experiments[:-1])} and {experiments[-1]}"

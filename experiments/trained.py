@@ -39,6 +39,7 @@ _OF_THE_TEST = (
     "data.folds",
     "data.fold",
     "data.csv_path_",
+    "data.csv_where",
     "data.csv_split_column",
     "data.csv_label_column",
     "data.csv_patient_column",
@@ -156,16 +157,20 @@ def is_own_data(config: dict) -> bool:
 def is_of_source(config: dict) -> bool:
     """Whether `config.data` names the set that the run `config.eval.run` learned from with labels.
 
-    Phantoms are one set, but the scanner that the run was adapted to is its target.
+    Phantoms are one set, but the scanner that the run was adapted to is its target; and so are the
+    rows of a table that it was adapted to.
     """
     if not is_own_data(config):
         return False
     earlier = _run_config(run_folder(config))
-    if config["data"]["name"] != "phantom" or not wanted(earlier):
+    if not wanted(earlier):
         return True
-    target = target_data(earlier)
-    scanner = config["data"]["phantom"]["domain"]
-    return target["name"] != "phantom" or scanner != target["phantom"]["domain"]
+    data, target = config["data"], target_data(earlier)
+    if not same_source(data, target):
+        return True
+    if data["name"] == "phantom":
+        return data["phantom"]["domain"] != target["phantom"]["domain"]
+    return data["csv_where"] != target["csv_where"]
 
 
 def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:

@@ -32,4 +32,5 @@ def get_config(stand_in=""):
     config.eval.drift = False
     if stand_in:
         stand_ins.kermany_to_nih(config, stand_in)
+        config.augment.preset = "xray"  # the stand-ins are grey
     return config

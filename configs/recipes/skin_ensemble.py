@@ -35,4 +35,5 @@ def get_config(stand_in=""):
     config.eval.drift = False
     if stand_in:
         stand_ins.kermany(config, stand_in)
+        config.augment.preset = "xray"  # the stand-in is grey
     return config

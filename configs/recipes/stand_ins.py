@@ -31,6 +31,7 @@ _COLUMNS = {
     "csv_mask_format": "{}",
     "csv_mask2_format": "",
     "csv_patient_column": "",
+    "csv_where": "",
     "classes": "",
 }
 
@@ -67,6 +68,15 @@ def nuclei(config, sets):
         csv_patient_column="group",
         classes="background,nucleus",
     )
+
+
+def nuclei_stained(config, sets):
+    """Sets `data` to nuclei in fluorescence and `domain.target` to nuclei in stained tissue."""
+    nuclei(config, sets)
+    config.data.csv_where = "domain=fluorescence"
+    config.domain.target.name = "csv"
+    config.domain.target.dir = config.data.dir
+    config.domain.target.csv_where = "domain=stained_colour"
 
 
 def chase_db1(config, sets):

@@ -26,7 +26,7 @@ _COLUMNS = ("path", "split", "label", "mask", "patient")
 _FORMATS = ("path", "mask", "mask2")
 _TYPES: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("name", "dir", "classes", "phantom.domain"), str),
-    **dict.fromkeys(("window", "plane", "dicom_patient"), str),
+    **dict.fromkeys(("csv_where", "window", "plane", "dicom_patient"), str),
     **{f"csv_{name}_column": str for name in _COLUMNS},
     **{f"csv_{name}_format": str for name in _FORMATS},
     **dict.fromkeys(("per_class", "seed_draw", "folds", "fold", "seed_split"), int),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,6 +27,7 @@ class Columns:
 
     Attributes:
       task: one of `catalog.TASKS`.
+      where: columns with the value that the rows have which are read; () for all rows.
       path, split, patient, mask: names; "" where there is none.
       labels: names of the columns of the class, of the findings or of the numbers.
       path_format, mask_format, mask2_format: paths with one {} for the cell; the last one ""
@@ -41,10 +43,12 @@ class Columns:
     path_format: str
     mask_format: str
     mask2_format: str
+    where: tuple[tuple[str, str], ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """Returns the columns that are read, each once."""
-        found = (self.path, self.split, *self.labels, self.patient, self.mask)
+        chosen_by = (column for column, _ in self.where)
+        found = (self.path, self.split, *self.labels, self.patient, self.mask, *chosen_by)
         return tuple(dict.fromkeys(name for name in found if name))
 
 
@@ -82,6 +86,7 @@ def columns_of(
         text("csv_path_format", "{}"),
         text("csv_mask_format", "{}"),
         text("csv_mask2_format"),
+        split_conditions(text("csv_where")),
     )
     if not columns.path:
         raise UserError("data.csv_path_column is empty: name the column with the images' paths")
@@ -106,6 +111,21 @@ def split_names(text: str, key: str = "data.csv_label_column") -> tuple[str, ...
     return names
 
 
+def split_conditions(text: str) -> tuple[tuple[str, str], ...]:
+    """Returns the pairs in `text`, as in `column=value, column=value`; UserError for other text.
+
+    >>> split_conditions("scanner=b, view=PA")
+    (('scanner', 'b'), ('view', 'PA'))
+    """
+    pairs = tuple(part.partition("=") for part in text.split(",")) if text.strip() else ()
+    conditions = tuple((column.strip(), value.strip()) for column, _, value in pairs)
+    if not all(column and value for column, value in conditions):
+        raise UserError(
+            f"data.csv_where={text!r} must be column=value, several of them separated by commas"
+        )
+    return conditions
+
+
 def _check_task(task: str, labels: tuple[str, ...], mask: str, mask2_format: str) -> None:
     if task == "segment":
         if not mask:
@@ -124,7 +144,8 @@ def _check_task(task: str, labels: tuple[str, ...], mask: str, mask2_format: str
 
 
 def list_csv(path: Path, columns: Columns) -> list[Entry]:
-    """Returns the rows of the file, in its order; sorted by id where it has no split column.
+    """Returns the rows of the file that are asked for, in its order; sorted by id where it has no
+    split column.
 
     Raises:
       UserError: a file, header or row that cannot be used, an image listed twice, or a patient in
@@ -133,12 +154,28 @@ def list_csv(path: Path, columns: Columns) -> list[Entry]:
     header, rows = _read_table(path, columns.names())
     where = {column: header.index(column) for column in columns.names()}
     entries = []
-    for line, row in rows:
+    for line, row in _chosen(rows, where, columns, path):
         cells = {column: row[index] for column, index in where.items()}
         entries.append(_entry(cells, columns, path, f"{path}, line {line}"))
     check_rows(entries, path)
     # A drawn split is then that of the images, whatever the order in which they are listed.
     return entries if columns.split else sorted(entries, key=lambda entry: entry.id)
+
+
+def _chosen(
+    rows: list[tuple[int, list[str]]], where: Mapping[str, int], columns: Columns, path: Path
+) -> list[tuple[int, list[str]]]:
+    """Returns the rows that meet `columns.where`; UserError where none is left by a condition."""
+    for column, value in columns.where:
+        kept = [(line, row) for line, row in rows if row[where[column]] == value]
+        if not kept:
+            found = Counter(row[where[column]] for _, row in rows).most_common(5)
+            shown = ", ".join(reprlib.repr(name) for name, _ in found)
+            raise UserError(
+                f"{path}: no row has '{column}' = '{value}' (data.csv_where); there are {shown}"
+            )
+        rows = kept
+    return rows
 
 
 def choose_splits(

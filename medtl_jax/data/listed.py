@@ -113,6 +113,8 @@ def load_csv(source: Path, config: Mapping[str, Any], wanted: Wanted, held_out: 
     """
     columns = columns_of(config, wanted.task, wanted.model)
     entries, notes = _expand(list_csv(source, columns), wanted, source)
+    chosen_by = " and ".join(f"{column}={value}" for column, value in columns.where)
+    notes += (f"only rows with {chosen_by}",) if chosen_by else ()
     if not wanted.task and columns.task == "classify" and wanted.classes is None:
         labels = [entry.cells[0] for entry in entries]
         check_no_measurement(labels, columns.labels[0], str(source))

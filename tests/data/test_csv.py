@@ -90,6 +90,47 @@ def test_csv_class_absent_from_test_is_noted(tmp_path):
     assert "test has no image of cyst" in load_dataset(csv_set(tmp_path, rows), 4).spec.notes
 
 
+def with_scanner():
+    return [(*row, "ab"[index // 2 % 2], str(index % 2)) for index, row in enumerate(ROWS)]
+
+
+def test_csv_rows_are_chosen(tmp_path):
+    header = ("path", "split", "label", "scanner", "view")
+    config = csv_set(tmp_path, with_scanner(), header)
+    chosen = load_dataset(config | {"csv_where": " scanner = b "}, 4)
+    wanted = {row[0] for row in with_scanner() if row[3] == "b"}
+    ids = [name for split in chosen.splits.values() for name in split.ids.tolist()]
+    assert set(ids) == wanted and 0 < len(ids) == len(wanted) < len(ROWS)
+    assert "only rows with scanner=b" in chosen.spec.notes
+    fewer = [row for row in with_scanner() if row[3] == "b"]
+    assert chosen.checksum() == load_dataset(csv_set(tmp_path, fewer, header), 4).checksum()
+
+
+def test_csv_rows_that_are_not_chosen_are_not_looked_at(tmp_path):
+    rows = [*with_scanner(), ("../x.png", "train", "cyst", "c", "0")]
+    config = csv_set(tmp_path, rows, ("path", "split", "label", "scanner", "view"))
+    assert "leaves" in refusal(config | {"csv_where": "scanner=c"})
+    load_dataset(config | {"csv_where": "scanner=a"}, 4)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("scanner", ["data.csv_where='scanner' must be column=value"]),
+        ("scanner=", ["must be column=value"]),
+        ("scanner=a,", ["must be column=value"]),
+        ("=a", ["must be column=value"]),
+        ("device=a", ["column 'device' is missing"]),
+        ("scanner=c", ["no row has 'scanner' = 'c' (data.csv_where)", "there are 'a', 'b'"]),
+        ("scanner=a,view=2", ["no row has 'view' = '2'"]),
+    ],
+)
+def test_csv_where_mistakes(tmp_path, where, words):
+    config = csv_set(tmp_path, with_scanner(), ("path", "split", "label", "scanner", "view"))
+    message = refusal(config | {"csv_where": where})
+    assert all(word in message for word in words), message
+
+
 def changed(index, column, value):
     rows = [list(row) for row in ROWS]
     rows[index][column] = value

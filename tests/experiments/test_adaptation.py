@@ -24,6 +24,7 @@ from PIL import Image
 
 from medtl_jax import runs
 from medtl_jax.domain.adversary import DISCRIMINATOR
+from medtl_jax.errors import UserError
 from medtl_jax.models.norms import domain_key
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -285,6 +286,49 @@ def test_the_other_scanner_of_a_phantom_is_not_the_source(tmp_path, monkeypatch)
     assert of_source("a", **phantom) and not of_source("b", **phantom)
     # Nothing else was adapted to it.
     assert of_source("b") and of_source("b", target={"name": "npz", "dir": "y.npz"})
+
+
+@pytest.fixture(scope="module")
+def table(five, target, tmp_path_factory):
+    """Both domains as rows of one csv, told apart by the column `scanner`."""
+    root = tmp_path_factory.mktemp("table")
+    lines = ["path,split,label,scanner"]
+    for scanner, path in (("old", five), ("new", target)):
+        with np.load(path) as arrays:
+            for split in ("train", "val", "test"):
+                pairs = zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)
+                for i, (image, label) in enumerate(pairs):
+                    name = f"{scanner}{split}{i:03d}.png"
+                    Image.fromarray(image).save(root / name)
+                    lines.append(f"{name},{split},{label},{scanner}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root / "labels.csv"
+
+
+def test_rows_of_one_table_are_adapted_as_two_sets(table, tmp_path):
+    from experiments import evaluate
+
+    rows = {"data__name": "csv", "data__csv_where": "scanner=old"}
+    keys = {**DANN, "domain__target__name": "csv", "domain__target__csv_where": "scanner=new"}
+    folder = adapted(tmp_path / "run", table, str(table), **rows, **keys)
+    names = np.load(folder / "predictions.npz")["test_id"]
+    assert len(names) == 30 and all(name.startswith("newtest") for name in names)
+    data = json.loads((folder / "environment.json").read_text())
+    assert "only rows with scanner=old" in data["data"]["notes"]
+    for scanner, part in (("new", "test"), ("old", "source_test")):
+        request = make_request(tmp_path / scanner, table, None, model__weights="none")
+        own = {"eval__run": str(folder), "eval__splits": "test", "data__name": "csv"}
+        own["data__csv_where"] = f"scanner={scanner}"
+        evaluate.run(of_run(request, evaluate, **own))
+        found, wanted = metrics(request.folder)["test"], metrics(folder)[part]
+        assert found["accuracy"] == wanted["accuracy"] and found["auc"] == wanted["auc"]
+
+
+def test_a_target_of_all_rows_has_the_sources_images(table, tmp_path):
+    keys = {**DANN, "domain__target__name": "csv", "data__name": "csv"}
+    with pytest.raises(UserError, match="all training images of the source"):
+        adapted(tmp_path / "run", table, str(table), data__csv_where="scanner=old", **keys)
+    assert not (tmp_path / "run").exists()
 
 
 # ---- masks -------------------------------------------------------------------------------------

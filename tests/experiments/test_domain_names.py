@@ -28,6 +28,16 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(source, target, names)
     assert names_apart(config, "labels.csv", "labels.csv") == names
 
 
+def test_rows_of_one_table_are_told_apart():
+    both = {"data__name": "csv", "domain__target__name": "csv"}
+    both |= {"data__dir": "labels.csv", "domain__target__dir": "labels.csv"}
+    config = config_of(**both, data__csv_where="scanner=a")
+    assert names_apart(config, "labels.csv", "labels.csv") == (
+        "labels.csv (scanner=a)",
+        "labels.csv (all rows)",
+    )
+
+
 def test_phantoms_are_told_apart_by_their_scanners():
     config = config_of(domain__target__name="phantom", data__phantom__domain="b")
     assert names_apart(config, "phantom", "phantom") == (

@@ -29,6 +29,12 @@ def refuse(refusal):
         ({"domain__method": "dann"}, "domain.method=dann needs a target: set domain.target.name"),
         ({"domain__bn": "own"}, "domain.bn=own needs a target: set domain.target.name"),
         ({"domain__target__dir": "x"}, "domain.target.dir=x needs domain.target.name, such as fol"),
+        (
+            {**PHANTOM, "domain__target__csv_where": "a=b"},
+            "domain.target.csv_where=a=b chooses rows of a csv, and domain.target.name is 'ph",
+        ),
+        ({"domain__target__csv_where": "a=b"}, "and domain.target.name is ''"),
+        ({"data__csv_where": "a=b"}, "data.csv_where=a=b chooses rows of a csv, and data.name is"),
         ({**PHANTOM, "domain__method": "dan"}, "domain.method='dan': 'dan' is not known; write"),
         ({"domain__method": "dan"}, "domain.method='dan': 'dan' is not known; write"),
         (
