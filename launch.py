@@ -56,6 +56,7 @@ EXPERIMENTS = (
     "find_lr",
     "evaluate",
     "predict",
+    "export",
 )
 
 # Several processes train different runs of these, each of which is the work of one.

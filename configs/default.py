@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
     # finetune | extract | ladder | adapt | ablation | ensemble | rank | find_lr | evaluate |
-    # predict: a module of experiments/
+    # predict | export: a module of experiments/
     config.experiment = "finetune"
     # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
     # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
@@ -336,6 +336,6 @@ def get_config() -> ConfigDict:
     # severities; 25 predictions of the split.
     config.eval.corruptions = False
     config.eval.drift = True  # distance and similarity of the tuned network to the pretrained one
-    config.eval.run = ""  # evaluate, predict: the run folder with the checkpoint
+    config.eval.run = ""  # evaluate, predict, export: the run folder with the checkpoint
     config.eval.splits = "test"  # evaluate: comma-separated, of train, val, test
     return config
