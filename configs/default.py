@@ -81,6 +81,15 @@ def get_config() -> ConfigDict:
     # Without csv_patient_column the patient of a DICOM image: PatientID | StudyInstanceUID |
     # SeriesInstanceUID | file (each file its own). Those without the element take the study's.
     config.data.dicom_patient = "PatientID"
+    # Of a folder, or of a csv without csv_patient_column: a regular expression that finds the
+    # patient in the name of each file, its first group or, without one, all of it:
+    # "(person[0-9]+)_". "" = patients are not known, or DICOM and NIfTI files say them.
+    config.data.patient_pattern = ""
+    # on | off: before a training, copies across splits, labels that differ between copies, images
+    # of one shade, unused range of values, borders; kept by the checksum of the data.
+    config.data.audit = "on"
+    # Training is refused where more than this part of val or test has a copy in an earlier split.
+    config.data.audit_limit = 0.5
     config.data.csv_path_column = "path"
     config.data.csv_path_format = "{}"  # from the cell to the path: images/{}.png
     config.data.csv_split_column = "split"

@@ -30,6 +30,7 @@ _RANGES = {
     "data.folds": (0, 1000),
     "data.fold": (0, 999),
     "data.bit_depth": (8, 16),
+    "data.audit_limit": (0, 1),
     "data.phantom.train": (1, 100_000),
     "data.phantom.val": (1, 100_000),
     "data.phantom.test": (1, 100_000),
@@ -114,6 +115,8 @@ _OF_ONE_PROCESS = {
 # defaults are what it did without them: they are off.
 _ADDED = (
     "model.contrast",
+    "data.audit",
+    "data.patient_pattern",
     "optim.discriminator.",
     "augment.",
     "domain.",
@@ -134,6 +137,7 @@ _CHOICES = {
     "task": ("", *TASKS),
     "model.compute": ("float32", "bfloat16"),
     "model.contrast": CONTRASTS,
+    "data.audit": ("on", "off"),
     "optim.name": ("adamw", "sgd", "rmsprop"),
     "train.class_weights": ("none", "balanced"),
     "train.sampling": ("uniform", "balanced"),
