@@ -124,7 +124,7 @@ def _audit(options: argparse.Namespace) -> None:
         console.note(f"{len(error.patients)} patients are in more than one split")
         _fail()
     with console.progress("auditing") as advance:
-        audit = audit_dataset(dataset, advance)
+        audit = audit_dataset(dataset, advance, most_pairs=sys.maxsize)
     for line in _audit_lines(audit):
         console.note(line)
     worst, share = highest_share(audit)
@@ -154,8 +154,6 @@ def _audit_lines(audit: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'patients':10}known, none in two splits"
     for pair in audit["pairs"]:
         yield "  ".join((f"{'copy':8}", *pair_cells(pair)))
-    if audit["pairs_found"] > len(audit["pairs"]):
-        yield f"{'copy':10}... {audit['pairs_found'] - len(audit['pairs'])} more"
     yield from (f"{'note':10}{line}" for line in audit["notes"])
     yield from (f"{'finding':10}{line}" for line in audit["findings"])
     if not audit["findings"]:

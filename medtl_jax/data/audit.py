@@ -40,7 +40,9 @@ class _Pair:
     conflict: bool
 
 
-def audit_dataset(dataset: Dataset, progress: Progress | None = None) -> dict[str, Any]:
+def audit_dataset(
+    dataset: Dataset, progress: Progress | None = None, most_pairs: int = MOST_PAIRS_SHOWN
+) -> dict[str, Any]:
     """Returns what was found, JSON-ready; the images are read a few at a time.
 
     Keys:
@@ -52,7 +54,7 @@ def audit_dataset(dataset: Dataset, progress: Progress | None = None) -> dict[st
         anew, and their share of the split together.
       repeated: `{split: n}`: images whose pixels were in the same split before.
       conflicts: copies whose labels differ.
-      pairs: the first `MOST_PAIRS_SHOWN` copies, across splits first: `{"first": [split, id],
+      pairs: the first `most_pairs` copies, across splits first: `{"first": [split, id],
         "second": [split, id], "fit", "exact", "mirrored", "crop", "conflict"}`.
       pairs_found: how many there are.
       constant: ids of images of one shade, `MOST_PAIRS_SHOWN` at most.
@@ -79,7 +81,7 @@ def audit_dataset(dataset: Dataset, progress: Progress | None = None) -> dict[st
         "copied": copied,
         "repeated": repeated,
         "conflicts": len(conflicts),
-        "pairs": [_pair_card(dataset, pair) for pair in shown[:MOST_PAIRS_SHOWN]],
+        "pairs": [_pair_card(dataset, pair) for pair in shown[:most_pairs]],
         "pairs_found": len(pairs),
         "constant": constant[:MOST_PAIRS_SHOWN],
         "findings": [
