@@ -38,6 +38,8 @@ MOST_PAIRS_CROPPED = 50_000_000
 """Of more pairs than these, cropped copies are not searched for."""
 
 _NEAREST = 3
+# Pairs that are registered, the most alike of them: digits have many more than X-rays.
+_MOST_REGISTERED = 10_000
 _ROWS, _COLUMNS = 256, 2048
 _READ = 64
 _ENDS = tuple(itertools.product((0.0, 0.05, 0.1), repeat=2))
@@ -87,7 +89,8 @@ def near_copies(
 ) -> list[Copy]:
     """Returns the copies among the images of two splits whose pixels are not equal.
 
-    Of each image of `second` are looked at the few of `first` that are nearest. Cropped copies are
+    Of each image of `second` are looked at the few of `first` that are nearest, and of all these
+    pairs the 10,000 that are most alike. Cropped copies are
     searched for where there are no more than `MOST_PAIRS_CROPPED` pairs.
 
     Args:
@@ -126,27 +129,32 @@ def _candidates(
         for column in range(0, len(first), _COLUMNS):
             described = whitening.apply(describe(first[column : column + _COLUMNS], ends))
 
-            def nearest(row: int, one=described) -> tuple[np.ndarray, np.ndarray]:
+            def nearest(row: int, one=described) -> tuple[np.ndarray, ...]:
                 two = whitening.apply(describe(second[row : row + _ROWS], ends))
                 return _nearest(_likeness(one, two))
 
             rows = range(0, len(second), _ROWS)
-            for row, (near, places) in zip(rows, pool.map(nearest, rows), strict=True):
-                found.append((near + row, places + column))
+            for row, (near, places, alike) in zip(rows, pool.map(nearest, rows), strict=True):
+                found.append((near + row, places + column, alike))
                 done += 1
                 if progress:
                     progress(done, total, "comparing images")
-    rows, columns = (np.concatenate(part) for part in zip(*found, strict=True))
-    return rows, columns
+    rows, columns, alike = (np.concatenate(part) for part in zip(*found, strict=True))
+    # Of each row the few greatest over all blocks of columns.
+    order = np.lexsort((-alike, rows))
+    firsts = np.searchsorted(rows[order], rows[order])
+    order = order[np.arange(len(order)) - firsts < _NEAREST]
+    order = order[np.argsort(-alike[order], kind="stable")[:_MOST_REGISTERED]]
+    return rows[order], columns[order]
 
 
-def _nearest(likeness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows and columns of the few greatest values of each row that are great enough."""
+def _nearest(likeness: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns rows, columns and values of the few greatest of each row that are great enough."""
     kept = min(_NEAREST, likeness.shape[1])
     places = np.argpartition(-likeness, kept - 1, axis=1)[:, :kept]
-    alike = np.take_along_axis(likeness, places, axis=1) >= LEAST_LIKENESS
-    rows, chosen = np.nonzero(alike)
-    return rows, places[rows, chosen]
+    values = np.take_along_axis(likeness, places, axis=1)
+    rows, chosen = np.nonzero(values >= LEAST_LIKENESS)
+    return rows, places[rows, chosen], values[rows, chosen]
 
 
 def _likeness(first: np.ndarray, second: np.ndarray) -> np.ndarray:
