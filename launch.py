@@ -48,6 +48,7 @@ from medtl_jax.process import (
 EXPERIMENTS = (
     "finetune",
     "extract",
+    "traditional",
     "ladder",
     "adapt",
     "ablation",

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
-    # finetune | extract | ladder | adapt | ablation | ensemble | rank | find_lr | evaluate |
-    # predict: a module of experiments/
+    # finetune | extract | traditional | ladder | adapt | ablation | ensemble | rank | find_lr |
+    # evaluate | predict: a module of experiments/
     config.experiment = "finetune"
     # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
     # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
@@ -98,8 +98,8 @@ def get_config() -> ConfigDict:
 
     config.transfer = ConfigDict()
     # A strategy of experiments/strategies.py (scratch, knn, probe, head, lpft, groups, decay, full,
-    # gradual, l2sp, delta, lwf, ...), which sets keys of this section and a few others; one with an
-    # L_pre may have another alpha than its usual one: l2sp@0.1. "" = none.
+    # gradual, l2sp, delta, lwf, ..., hog_svm, ...), which sets keys of this section and a few
+    # others; one with an L_pre may have another alpha than its usual one: l2sp@0.1. "" = none.
     config.transfer.strategy = ""
 
     # Comma-separated regular expressions over the stages' names: stem, stage1 .. stageN,
@@ -275,6 +275,10 @@ def get_config() -> ConfigDict:
 
     config.probe = ConfigDict()  # extract: on features of the frozen network
     config.probe.kind = "linear"  # or knn
+
+    config.traditional = ConfigDict()  # hand-made descriptors and a classifier, without a network
+    config.traditional.features = "hog"  # hog | lbp | pixels (at most 32 x 32)
+    config.traditional.classifier = "svm"  # logistic | svm | forest
 
     config.ladder = ConfigDict()  # strategies x fractions of the labels x seeds
     config.ladder.strategies = "scratch,knn,probe,head,lpft,groups,decay,full,gradual,l2sp,delta"

@@ -123,6 +123,7 @@ _ADDED = (
     "train.program",
     "train.accumulate",
     "train.remat",
+    "traditional.",
     "eval.tta",
     "eval.corruptions",
 )
@@ -142,6 +143,8 @@ _CHOICES = {
     "train.program": (AUTO, FASTEST, ALONE, *PROGRAMS),
     "domain.bn": ("auto", "source", "own", "adabn"),
     "probe.kind": ("linear", "knn"),
+    "traditional.features": ("hog", "lbp", "pixels"),
+    "traditional.classifier": ("logistic", "svm", "forest"),
 }
 
 
@@ -251,8 +254,9 @@ def unused_settings(config: dict, task: str) -> list[str]:
 def unused_by_probe(config: dict) -> list[str]:
     """A note on each setting of a training by steps that was changed, and does nothing here."""
     flat, usual = flat_config(config), flat_config(default.get_config().to_dict())
+    kind = "a traditional classifier" if config["experiment"] == "traditional" else "a probe"
     return [
-        f"{key}={flat[key]} has no effect: a probe is not trained by steps"
+        f"{key}={flat[key]} has no effect: {kind} is not trained by steps"
         for key in _OF_STEPS
         if flat[key] != usual[key]
     ]
