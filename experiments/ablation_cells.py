@@ -139,8 +139,8 @@ def _check_members(cell: AblationCell, members: int) -> None:
     """UserError for several members whose seeds change nothing."""
     if members > 1 and cell.resolved["experiment"] != "finetune":
         raise UserError(
-            f"{cell.title}: {MEMBERS}={members}: a probe, k-NN or traditional classifier has nothing "
-            f"that a seed changes: its members would all be the same; leave the row out of {KEY}"
+            f"{cell.title}: {MEMBERS}={members}: a probe, k-NN or traditional classifier is not "
+            f"trained by steps, of which members differ by their seeds; leave the row out of {KEY}"
         )
 
 
