@@ -176,7 +176,8 @@ def expand(config: dict, given: Set[str] = frozenset()) -> dict:
 
     Raises:
       UserError: as `find_strategy`; the strategy trains, and the experiment is `extract`; it has a
-        network, and the experiment is `traditional`; a key of `given`, those set on the command line, has another value than the strategy needs.
+        network, and the experiment is `traditional`; a key of `given`, those set on the command
+        line, has another value than the strategy needs.
     """
     name = config["transfer"]["strategy"]
     if not name or config["experiment"] not in _TRAINING:

@@ -50,7 +50,7 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
 
 
 def run(request: Request) -> None:
-    """Fits a classifier to the descriptors of the training images, and reports on the test split."""
+    """Fits a classifier to the descriptors of the training images, and reports on the test."""
     config, folder, console = request.config, request.folder, request.console
     runs.check_folder(folder, config)
     if runs.is_finished(folder):

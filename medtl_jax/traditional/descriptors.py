@@ -69,11 +69,12 @@ def lbp_vector(image: np.ndarray) -> np.ndarray:
 def pixel_vector(image: np.ndarray) -> np.ndarray:
     """float32 `[d]` in 0..1: the pixels of uint8 `[s, s, c]`, shrunk by area to at most 32 x 32."""
     side = min(_PIXELS, image.shape[0])
+    # As floats: Pillow rounds bytes after each of its two passes.
     planes = [
         np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BOX))
-        for plane in np.moveaxis(image, -1, 0)
+        for plane in np.moveaxis(image.astype(np.float32), -1, 0)
     ]
-    return np.stack(planes, axis=-1).ravel().astype(np.float32) / np.float32(255)
+    return np.stack(planes, axis=-1).ravel() / np.float32(255)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
