@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
     # finetune | extract | traditional | ladder | adapt | ablation | ensemble | rank | find_lr |
-    # evaluate | predict: a module of experiments/
+    # paper_tables | evaluate | predict: a module of experiments/
     config.experiment = "finetune"
     # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
     # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
@@ -302,6 +302,15 @@ def get_config() -> ConfigDict:
     config.ablation.axes = ""
     config.ablation.design = "grid"  # or one: what differs from the reference on one axis
     config.ablation.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
+
+    config.paper = ConfigDict()  # the tables of experiments/paper_tables.py
+    # Networks, comma-separated name=weights, then strategies without a network.
+    config.paper.networks = (
+        "baseline_cnn=none,lenet5=none,alexnet=none,"
+        "efficientnet_lite0=imagenet,googlenet=imagenet,vgg16_gap=imagenet"
+    )
+    config.paper.baselines = "hog_svm,lbp_svm,pixels_logistic,hog_forest"
+    config.paper.seeds = 3  # seed, seed + 1, ...
 
     config.ensemble = ConfigDict()  # members of one or several networks, fused
     config.ensemble.members = 5  # of each network: seed, seed + 1, ... on the same images

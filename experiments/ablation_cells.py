@@ -157,6 +157,7 @@ def _cell(
         "data": {**own["data"], "seed_draw": own["data"]["seed_draw"] + number},
         # A run is the same in every ablation that has it.
         "ablation": default_section("ablation"),
+        "paper": default_section("paper"),
     }
     try:
         check_ranges(own)

@@ -8,7 +8,12 @@ from medtl_jax.errors import UserError
 
 FOLDER = "cells"
 # What a folder is, by its experiment.
-_MANY = {"ladder": "a ladder", "adapt": "a table of adaptations", "ablation": "an ablation"}
+_MANY = {
+    "ladder": "a ladder",
+    "adapt": "a table of adaptations",
+    "ablation": "an ablation",
+    "paper_tables": "a paper's tables",
+}
 # It predicts like a run, by more than one network.
 _FUSED = {"ensemble": "an ensemble"}
 

@@ -64,6 +64,7 @@ _RANGES = {
     "ladder.seeds": (1, 1000),
     "adapt.seeds": (1, 1000),
     "ablation.seeds": (1, 1000),
+    "paper.seeds": (1, 1000),
     "ensemble.members": (1, 1000),
     "find_lr.steps": (20, 10_000),
     "find_lr.least": (math.ulp(0.0), math.inf),
@@ -124,6 +125,7 @@ _ADDED = (
     "train.accumulate",
     "train.remat",
     "traditional.",
+    "paper.",
     "eval.tta",
     "eval.corruptions",
 )
