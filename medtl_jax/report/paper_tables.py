@@ -113,7 +113,7 @@ def reading(found: PaperTables) -> list[str]:
         "deviation over the seeds.",
         f"Precision, recall, specificity, F1, Dice and IoU are {of_class}.",
         "These models classify whole images, so that Dice equals F1 here, and IoU is "
-        "F1 / (2 - F1) of each run: neither says anything of shapes.",
+        "F1 / (2 - F1) of each run and class: neither says anything of shapes.",
         f"MAE and MSE are {errors} the predicted probability against the label, 0 or 1; of two "
         "classes MSE is the Brier score.",
     ]

@@ -134,7 +134,7 @@ def test_a_report_is_written_and_compared_with_a_network(by_hog, five, tmp_path)
     assert (tmp_path / "whole" / "figures" / "confusion.png").is_file()
     network = run(tmp_path / "network", five, "none")
     folders = [str(by_hog), str(network), str(tmp_path / "whole")]
-    compare.main([*folders, "--out", str(tmp_path / "compared.html"), "--resamples", "50"])
+    compare.main([*folders, "--out", str(tmp_path / "compared.html"), "--resamples", "100"])
     assert "SVM" in page and (tmp_path / "compared.html").is_file()
 
 
