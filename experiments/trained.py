@@ -280,6 +280,11 @@ def open_run(folder: pathlib.Path, *, of_source: bool = False) -> TrainedModel:
             f"{folder}: a k-NN run has no network to evaluate or to predict with; name a run with "
             "probe.kind=linear, or one that was trained"
         )
+    if config["experiment"] == "traditional":
+        raise UserError(
+            f"{folder}: a traditional run keeps no model to evaluate or to predict with; name a "
+            "run that trained a network"
+        )
     card = read_card(folder)
     if not study.fits_task(config, card.task.name):
         raise UserError(

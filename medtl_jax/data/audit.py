@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from medtl_jax.data.catalog import MISSING, SPLITS, Dataset, Split
-from medtl_jax.data.duplicates import Copy, equal_pixels, near_copies, searches_crops
+from medtl_jax.data.duplicates import (
+    MOST_REGISTERED,
+    Copy,
+    equal_pixels,
+    near_copies,
+    searches_crops,
+)
 from medtl_jax.data.fingerprints import Prints, Whitening, describe, take_prints
 from medtl_jax.data.images import Progress
 
@@ -65,7 +71,7 @@ def audit_dataset(
     """
     names = [name for name in SPLITS if name in dataset.splits]
     prints = {name: take_prints(dataset.splits[name].images) for name in names}
-    pairs = list(_pairs(dataset, names, prints, progress))
+    pairs, left = _pairs(dataset, names, prints, progress)
     copied = {name: _copied(name, pairs, len(prints[name].keys)) for name in names[1:]}
     within = [pair for pair in pairs if pair.first == pair.second]
     repeated = {name: sum(pair.first == name for pair in within) for name in names}
@@ -93,7 +99,7 @@ def audit_dataset(
             *_range_lines(prints),
             *borders,
         ],
-        "notes": [*_notes(dataset, prints), *bordered],
+        "notes": [*_notes(dataset, prints, left), *bordered],
     }
 
 
@@ -118,20 +124,26 @@ def _pairs(
     names: list[str],
     prints: Mapping[str, Prints],
     progress: Progress | None,
-) -> Iterator[_Pair]:
-    """Yields the copies of each split in itself (equal pixels alone) and in each later one."""
+) -> tuple[list[_Pair], int]:
+    """Returns the copies of each split in itself (equal pixels alone) and in each later one.
+
+    With them comes the number of pairs that look alike and were not looked at closely.
+    """
     whitening = _whitening(prints)
+    pairs, unread = [], 0
     for first, second in itertools.combinations_with_replacement(names, 2):
         one, two = prints[first], prints[second]
         found = equal_pixels(one, two)
         if first != second:
             images = dataset.splits[first].images, dataset.splits[second].images
-            found += near_copies((images[0], one), (images[1], two), whitening, progress)
+            near, left = near_copies((images[0], one), (images[1], two), whitening, progress)
+            found, unread = found + near, unread + left
         for copy in found:
             differ = _labels_differ(
                 dataset.spec.task, dataset.splits[first], dataset.splits[second], copy
             )
-            yield _Pair(first, second, copy, differ)
+            pairs.append(_Pair(first, second, copy, differ))
+    return pairs, unread
 
 
 def _whitening(prints: Mapping[str, Prints]) -> Whitening:
@@ -237,11 +249,16 @@ def _border_lines(dataset: Dataset, prints: Mapping[str, Prints]) -> tuple[list[
     return [f"{line}, by class {listed}: a network can learn that instead"], []
 
 
-def _notes(dataset: Dataset, prints: Mapping[str, Prints]) -> list[str]:
+def _notes(dataset: Dataset, prints: Mapping[str, Prints], left: int) -> list[str]:
     notes = []
     if any(split.patients is None for split in dataset.splits.values()):
         notes.append("patients are not known: two images of one patient may be in different splits")
     pairs = itertools.combinations(prints.values(), 2)
     if not all(searches_crops(len(one.keys), len(two.keys)) for one, two in pairs):
         notes.append("cropped copies were not searched for: there are too many pairs of images")
+    if left:
+        notes.append(
+            f"{left} pairs of images that look alike were not compared closely, only the "
+            f"{MOST_REGISTERED} most alike of two splits"
+        )
     return notes

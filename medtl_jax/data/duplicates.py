@@ -37,9 +37,11 @@ LEAST_FIT = 0.90
 MOST_PAIRS_CROPPED = 50_000_000
 """Of more pairs than these, cropped copies are not searched for."""
 
+MOST_REGISTERED = 10_000
+"""Pairs of two splits that are looked at closely, the most alike of them: digits have many more than
+X-rays."""
+
 _NEAREST = 3
-# Pairs that are registered, the most alike of them: digits have many more than X-rays.
-_MOST_REGISTERED = 10_000
 _ROWS, _COLUMNS = 256, 2048
 _READ = 64
 _ENDS = tuple(itertools.product((0.0, 0.05, 0.1), repeat=2))
@@ -86,12 +88,13 @@ def near_copies(
     second: tuple[Array, Prints],
     whitening: Whitening,
     progress: Progress | None = None,
-) -> list[Copy]:
-    """Returns the copies among the images of two splits whose pixels are not equal.
+) -> tuple[list[Copy], int]:
+    """Returns the copies among the images of two splits whose pixels are not equal, and how many
+    pairs that look alike were not looked at closely.
 
-    Of each image of `second` are looked at the few of `first` that are nearest, and of all these
-    pairs the 10,000 that are most alike. Cropped copies are
-    searched for where there are no more than `MOST_PAIRS_CROPPED` pairs.
+    Of each image of `second` the few of `first` that are nearest are, and of all these pairs the
+    `MOST_REGISTERED` that are most alike. Cropped copies are searched for where there are no more
+    than `MOST_PAIRS_CROPPED` pairs.
 
     Args:
       first, second: the images, uint8 `[n, s, s, c]`, of equal s, in memory or streamed, and their
@@ -102,13 +105,15 @@ def near_copies(
     thumbnails = tuple(prints.thumbnails for _, prints in (first, second))
     ends = _ENDS if searches_crops(*map(len, thumbnails)) else WHOLE
     rows, columns = _candidates(*thumbnails, whitening, ends, progress)
+    left = max(len(rows) - MOST_REGISTERED, 0)
+    rows, columns = rows[:MOST_REGISTERED], columns[:MOST_REGISTERED]
     differ = first[1].keys[columns] != second[1].keys[rows]
     plain = first[1].constant[columns] | second[1].constant[rows]
     rows, columns = rows[differ & ~plain], columns[differ & ~plain]
     if not len(rows):
-        return []
+        return [], left
     starts = _best_starts(thumbnails[0][columns], thumbnails[1][rows], whitening, ends)
-    return _confirmed(first[0], second[0], columns, rows, *starts)
+    return _confirmed(first[0], second[0], columns, rows, *starts), left
 
 
 def searches_crops(first: int, second: int) -> bool:
@@ -123,7 +128,10 @@ def _candidates(
     ends: Sequence[tuple[float, float]],
     progress: Progress | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows of `second` and of `first`: pairs that are alike enough, the nearest few."""
+    """Returns rows of `second` and of `first`: pairs that are alike enough, the nearest few.
+
+    The most alike are first.
+    """
     found, done, total = [], 0, -(-len(first) // _COLUMNS) * -(-len(second) // _ROWS)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for column in range(0, len(first), _COLUMNS):
@@ -144,7 +152,7 @@ def _candidates(
     order = np.lexsort((-alike, rows))
     firsts = np.searchsorted(rows[order], rows[order])
     order = order[np.arange(len(order)) - firsts < _NEAREST]
-    order = order[np.argsort(-alike[order], kind="stable")[:_MOST_REGISTERED]]
+    order = order[np.argsort(-alike[order], kind="stable")]
     return rows[order], columns[order]
 
 
