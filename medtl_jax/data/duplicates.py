@@ -38,8 +38,8 @@ MOST_PAIRS_CROPPED = 50_000_000
 """Of more pairs than these, cropped copies are not searched for."""
 
 MOST_REGISTERED = 10_000
-"""Pairs of two splits that are looked at closely, the most alike of them: digits have many more than
-X-rays."""
+"""Pairs of two splits that are looked at closely, the most alike of them: digits have many more
+than X-rays."""
 
 _NEAREST = 3
 _ROWS, _COLUMNS = 256, 2048
