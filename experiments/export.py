@@ -65,8 +65,6 @@ def run(request: Request) -> None:
     """Writes the program, its card and an example of its use."""
     config, folder, console = request.config, request.folder, request.console
     runs.check_folder(folder, config)
-    if config["eval"]["tta"]:
-        raise UserError("eval.tta is no part of an exported network; leave it 0")
     size = config["eval"]["batch_size"]
     mesh = data_mesh(config["train"]["devices"])
     check_batch_size("eval.batch_size", size, mesh)
@@ -144,8 +142,6 @@ def _card(config: dict, environment: dict, model: trained.TrainedModel, content:
         "checkpoint_sha256": model.sha256,
         "weights_sha256": model.weights["sha256"],
         "program_sha256": hashlib.sha256(content).hexdigest(),
-        "calling_convention": jax.export.deserialize(
-            bytearray(content)
-        ).calling_convention_version,
-        "versions": environment["versions"],
+        "calling_convention": jax.export.deserialize(bytearray(content)).calling_convention_version,
+        "packages": environment["packages"],
     }
