@@ -10,7 +10,7 @@ from collections.abc import Set
 
 import numpy as np
 
-from experiments import finetune, reporting, study
+from experiments import auditing, finetune, reporting, study
 from experiments.options import check_options_without_data, check_traditional_task
 from experiments.prepared import read_training_data
 from experiments.settings import unused_by_probe
@@ -67,6 +67,7 @@ def run(request: Request) -> None:
     environment = study.describe(
         request, dataset, task, study.weights_card(None, "none", read, None)
     )
+    environment["audit"] = auditing.audit_card(config, console, dataset)
     classifier = _fit(request, dataset, task)
     record, note = _record(request, dataset, task, classifier), _note(config, classifier)
     console.note(note)

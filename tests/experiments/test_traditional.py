@@ -69,6 +69,7 @@ def test_a_run_folder_is_that_of_other_runs(by_hog):
     assert cost["prepare_seconds"] > 0 and cost["train_seconds"] == 0
     environment = runs.read_json(by_hog / runs.ENVIRONMENT)
     assert environment["packages"]["scikit-image"] and environment["weights_sha256"] == ""
+    assert environment["audit"]["images"].keys() == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "svm", "forest"])
