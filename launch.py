@@ -52,18 +52,21 @@ from medtl_jax.process import (
 EXPERIMENTS = (
     "finetune",
     "extract",
+    "traditional",
     "ladder",
     "adapt",
     "ablation",
+    "paper_tables",
     "ensemble",
     "rank",
     "find_lr",
     "evaluate",
     "predict",
+    "export",
 )
 
 # Several processes train different runs of these, each of which is the work of one.
-_OF_SHARED_RUNS = ("ablation", "ensemble")
+_OF_SHARED_RUNS = ("ablation", "paper_tables", "ensemble")
 
 WAIT = 300.0
 LONGEST_WAIT = 24 * 3600

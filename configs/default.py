@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The defaults."""
     config = ConfigDict()
-    # finetune | extract | ladder | adapt | ablation | ensemble | rank | find_lr | evaluate |
-    # predict: a module of experiments/
+    # finetune | extract | traditional | ladder | adapt | ablation | ensemble | rank | find_lr |
+    # paper_tables | evaluate | predict | export: a module of experiments/
     config.experiment = "finetune"
     # classify | multilabel | ordinal | segment | regress; "" = as the data say: several label
     # columns of 0 and 1 are multilabel, a mask column is segment, else classify.
@@ -81,6 +81,15 @@ def get_config() -> ConfigDict:
     # Without csv_patient_column the patient of a DICOM image: PatientID | StudyInstanceUID |
     # SeriesInstanceUID | file (each file its own). Those without the element take the study's.
     config.data.dicom_patient = "PatientID"
+    # Of a folder, or of a csv without csv_patient_column: a regular expression that finds the
+    # patient in the name of each file, its first group or, without one, all of it:
+    # "(person[0-9]+)_". "" = patients are not known, or DICOM and NIfTI files say them.
+    config.data.patient_pattern = ""
+    # on | off: before a training, copies across splits, labels that differ between copies, images
+    # of one shade, unused range of values, borders; kept by the checksum of the data.
+    config.data.audit = "on"
+    # Training is refused where more than this part of val or test has a copy in an earlier split.
+    config.data.audit_limit = 0.5
     config.data.csv_path_column = "path"
     config.data.csv_path_format = "{}"  # from the cell to the path: images/{}.png
     config.data.csv_split_column = "split"
@@ -100,8 +109,8 @@ def get_config() -> ConfigDict:
 
     config.transfer = ConfigDict()
     # A strategy of experiments/strategies.py (scratch, knn, probe, head, lpft, groups, decay, full,
-    # gradual, l2sp, delta, lwf, ...), which sets keys of this section and a few others; one with an
-    # L_pre may have another alpha than its usual one: l2sp@0.1. "" = none.
+    # gradual, l2sp, delta, lwf, ..., hog_svm, ...), which sets keys of this section and a few
+    # others; one with an L_pre may have another alpha than its usual one: l2sp@0.1. "" = none.
     config.transfer.strategy = ""
 
     # Comma-separated regular expressions over the stages' names: stem, stage1 .. stageN,
@@ -279,6 +288,10 @@ def get_config() -> ConfigDict:
     config.probe = ConfigDict()  # extract: on features of the frozen network
     config.probe.kind = "linear"  # or knn
 
+    config.traditional = ConfigDict()  # hand-made descriptors and a classifier, without a network
+    config.traditional.features = "hog"  # hog | lbp | pixels (at most 32 x 32)
+    config.traditional.classifier = "svm"  # logistic | svm | forest
+
     config.ladder = ConfigDict()  # strategies x fractions of the labels x seeds
     config.ladder.strategies = "scratch,knn,probe,head,lpft,groups,decay,full,gradual,l2sp,delta"
     config.ladder.fractions = "0.1,1"  # of data.train_fraction, comma-separated
@@ -301,6 +314,15 @@ def get_config() -> ConfigDict:
     config.ablation.axes = ""
     config.ablation.design = "grid"  # or one: what differs from the reference on one axis
     config.ablation.seeds = 3  # seed, seed + 1, ...; where images are drawn, each draws its own
+
+    config.paper = ConfigDict()  # the tables of experiments/paper_tables.py
+    # Networks, comma-separated name=weights, then strategies without a network.
+    config.paper.networks = (
+        "baseline_cnn=none,lenet5=none,alexnet=none,"
+        "efficientnet_lite0=imagenet,googlenet=imagenet,vgg16_gap=imagenet"
+    )
+    config.paper.baselines = "hog_svm,lbp_svm,pixels_logistic,hog_forest"
+    config.paper.seeds = 3  # seed, seed + 1, ...
 
     config.ensemble = ConfigDict()  # members of one or several networks, fused
     config.ensemble.members = 5  # of each network: seed, seed + 1, ... on the same images
@@ -339,6 +361,6 @@ def get_config() -> ConfigDict:
     # severities; 25 predictions of the split.
     config.eval.corruptions = False
     config.eval.drift = True  # distance and similarity of the tuned network to the pretrained one
-    config.eval.run = ""  # evaluate, predict: the run folder with the checkpoint
+    config.eval.run = ""  # evaluate, predict, export: the run folder with the checkpoint
     config.eval.splits = "test"  # evaluate: comma-separated, of train, val, test
     return config

@@ -11,7 +11,7 @@ of them, those that several rows have once, and the table is written once all ar
 """
 
 import pathlib
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 
@@ -75,7 +75,20 @@ def resolve(config: dict, given: Set[str] = frozenset()) -> dict:
 
 def run(request: Request) -> None:
     """Trains what is missing of the ablation, then writes table, figures and report."""
-    config, folder, console = request.config, request.folder, request.console
+    make_rows(request, _finish)
+    say_table(request.folder, TABLE, request.console)
+
+
+def make_rows(
+    request: Request,
+    finish: Callable[[Request, Sequence[AblationCell], dict, Memos], None],
+) -> None:
+    """Trains what is missing of the rows of `config.ablation`, then has their result written.
+
+    `finish(request, cells, environment, memos)` is called by one process, once all runs are
+    finished, and writes `metrics.json` last of all; not where that is there of these very runs.
+    """
+    config, folder = request.config, request.folder
     check_place(folder, config)
     memos: Memos = {}
     cells = with_digests(make_cells(config), request, memos)
@@ -86,8 +99,7 @@ def run(request: Request) -> None:
     train_shared(alone, request, memos)
     with finishing(folder, config, environment, [cell.name for cell in alone]) as unwritten:
         if unwritten:
-            _finish(request, cells, environment, memos)
-    say_table(folder, TABLE, console)
+            finish(request, cells, environment, memos)
 
 
 def _finish(

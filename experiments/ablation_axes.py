@@ -26,7 +26,7 @@ KEY = "ablation.axes"
 DESIGNS = ("grid", "one")
 # What the ablation sets in each of its runs, or what all rows of one table are told by.
 _OWN = ("experiment", "seed", "data.seed_draw", "train.select", "train.devices")
-_OTHERS = ("ablation.", "ladder.", "adapt.", "rank.", "find_lr.")
+_OTHERS = ("ablation.", "paper.", "ladder.", "adapt.", "rank.", "find_lr.")
 MEMBERS = "ensemble.members"
 _ENSEMBLE, _MOST_MEMBERS = "ensemble.", 1000
 _LONGEST_LABEL, _MOST_ROWS = 40, 1000

@@ -139,8 +139,8 @@ def _check_members(cell: AblationCell, members: int) -> None:
     """UserError for several members whose seeds change nothing."""
     if members > 1 and cell.resolved["experiment"] != "finetune":
         raise UserError(
-            f"{cell.title}: {MEMBERS}={members}: a probe or k-NN has nothing that a seed changes: "
-            f"its members would all be the same; leave the row out of {KEY}"
+            f"{cell.title}: {MEMBERS}={members}: a probe, k-NN or traditional classifier is not "
+            f"trained by steps, of which members differ by their seeds; leave the row out of {KEY}"
         )
 
 
@@ -157,6 +157,7 @@ def _cell(
         "data": {**own["data"], "seed_draw": own["data"]["seed_draw"] + number},
         # A run is the same in every ablation that has it.
         "ablation": default_section("ablation"),
+        "paper": default_section("paper"),
     }
     try:
         check_ranges(own)

@@ -62,8 +62,11 @@ def check_for_data(config: dict, dataset: Dataset) -> None:
 
 
 def keeps_features(config: dict) -> bool:
-    """Whether what the network makes of the training images is kept, not the images drawn anew."""
-    return config["experiment"] == "extract" or config["transfer"]["cache"] == "prefix"
+    """Whether what is made of the training images is kept, and the images are not drawn anew."""
+    return (
+        config["experiment"] in ("extract", "traditional")
+        or config["transfer"]["cache"] == "prefix"
+    )
 
 
 def mixing(config: dict) -> Mix | None:

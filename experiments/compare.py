@@ -132,6 +132,8 @@ def read_run(folder: pathlib.Path, name: str, split: str) -> ComparedRun:
     check_no_ladder(folder, config)
     if config.get("experiment") == "predict":
         raise UserError(f"{folder} has predictions without labels; name finetune or evaluate runs")
+    if config.get("experiment") == "export":
+        raise UserError(f"{folder} has an exported network and no predictions; name its run")
     if not runs.is_finished(folder):
         raise UserError(
             f"{folder} is not finished: it has no {runs.METRICS}; give its command again first"

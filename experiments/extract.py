@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments import finetune, reporting, study
+from experiments import auditing, finetune, reporting, study
 from experiments.features import linear_probe, probed_features, with_head
 from experiments.options import check_options_without_data, group_table
 from experiments.prepared import make_mesh, make_network, read_training_data
@@ -70,6 +70,7 @@ def run(request: Request) -> None:
     fitted, card = make_network(request, task, table, weights, None, None, channels)
     found = _extract(request, fitted, dataset, mesh)
     environment = study.describe(request, dataset, task, card)
+    environment["audit"] = auditing.audit_card(config, console, dataset)
     runs.open_folder(folder, config, environment)
     with runs.hold(folder):
         if found.fitted.has_head:

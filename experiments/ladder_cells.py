@@ -36,7 +36,8 @@ class LadderCell(Cell):
     @property
     def of_others(self) -> list[str]:
         """The settings of a training by steps are for the other strategies."""
-        return unused_by_probe(self.resolved) if self.resolved["experiment"] == "extract" else []
+        by_steps = self.resolved["experiment"] not in ("extract", "traditional")
+        return [] if by_steps else unused_by_probe(self.resolved)
 
     def words(self, text: str) -> str:
         """What it says, with the settings by which a ladder has it set them."""

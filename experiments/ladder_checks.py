@@ -13,6 +13,7 @@ from experiments.ladder_results import check_same
 from experiments.options import (
     check_options_without_data,
     check_retention,
+    check_traditional_task,
     group_table,
     loop_settings,
 )
@@ -116,7 +117,7 @@ def _weights_key(cell: Cell) -> tuple[str, str]:
 
 
 def _is_probed(config: dict) -> bool:
-    return config["experiment"] == "extract" or config["transfer"]["probe_first"]
+    return config["experiment"] in ("extract", "traditional") or config["transfer"]["probe_first"]
 
 
 def _check_probed(cell: Cell, task: str) -> None:
@@ -135,6 +136,8 @@ def _check_set(cell: Cell, dataset: Dataset, weights: Pretrained | None, begun: 
     """
     config, train, val = cell.resolved, dataset.splits["train"], dataset.splits["val"]
     _check_probed(cell, dataset.spec.task)
+    if config["experiment"] == "traditional":
+        check_traditional_task(dataset.spec.task)
     task = make_task(dataset.spec, train.target, config["train"]["ordinal"])
     check_select(config["train"]["select"], task.name, len(task.classes))
     check_validation(config["train"]["select"], task, val.target)

@@ -8,7 +8,12 @@ from medtl_jax.errors import UserError
 
 FOLDER = "cells"
 # What a folder is, by its experiment.
-_MANY = {"ladder": "a ladder", "adapt": "a table of adaptations", "ablation": "an ablation"}
+_MANY = {
+    "ladder": "a ladder",
+    "adapt": "a table of adaptations",
+    "ablation": "an ablation",
+    "paper_tables": "a paper's tables",
+}
 # It predicts like a run, by more than one network.
 _FUSED = {"ensemble": "an ensemble"}
 
@@ -36,6 +41,7 @@ def _check_none_of(many: Mapping[str, str], folder: pathlib.Path, config: dict) 
     found = sorted(path.name for path in cells.glob("*") if runs.is_finished(path))
     if not found:
         raise UserError(f"{folder} is {many[kind]}, and none of its runs is finished: run it first")
-    # A run of k-NN has no network, which most commands need.
-    name = next((name for name in found if not name.startswith("knn-")), found[0])
+    # A run of k-NN or of a traditional classifier has no network, which most commands need.
+    with_network = (name for name in found if (cells / name / runs.WEIGHTS).is_file())
+    name = next(with_network, found[0])
     raise UserError(f"{folder} is {many[kind]}: name one of its runs, such as {cells / name}")

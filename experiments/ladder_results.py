@@ -126,12 +126,12 @@ def notes_of(folder: pathlib.Path, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def sampled_runs(
-    predicted: Iterable[Predicted], count: int, config: dict, console: Console
+    predicted: Iterable[Predicted], count: int, config: dict, console: Console, **choice
 ) -> Iterator[Sampled]:
-    """The test metrics of each of `count` runs on the same draws."""
+    """The test metrics of each of `count` runs on the same draws; `choice` is of `sample_runs`."""
     options = {"resamples": config["eval"]["resamples"], "seed": config["seed"]}
     with console.progress("intervals") as advance:
-        for done, one in enumerate(sample_runs(predicted, **options), 1):
+        for done, one in enumerate(sample_runs(predicted, **options, **choice), 1):
             advance(done, count, "")
             yield one
 

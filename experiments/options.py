@@ -59,6 +59,7 @@ def check_options_without_data(config: dict) -> None:
     if config["task"] == "segment":
         study.check_decoder(config)
     _check_extract(config)
+    _check_traditional(config)
     _check_groups(config)
     _check_probe(config)
     _check_source(config)
@@ -74,6 +75,38 @@ def _check_extract(config: dict) -> None:
             "experiment=extract: a probe or a vote predicts one label an image, not masks; set "
             "experiment=finetune, with the network frozen by transfer.groups if that is meant"
         )
+    _refuse_training(config, "extract reads the network as it is")
+    if config["model"]["weights"] == "none":
+        raise UserError(
+            "experiment=extract reads the features of a pretrained network: name model.weights"
+        )
+
+
+def _check_traditional(config: dict) -> None:
+    """UserError for what is asked of a network, where there is none."""
+    if config["experiment"] != "traditional":
+        return
+    check_traditional_task(config["task"] or "classify")
+    _refuse_training(config, "experiment=traditional has no network")
+    for key, usual in (("contrast", "none"), ("in_chans", 0), ("keep_head", False)):
+        if config["model"][key] != usual:
+            raise UserError(
+                f"model.{key}={config['model'][key]} is for a network, and experiment=traditional "
+                "has none: leave it out"
+            )
+
+
+def check_traditional_task(name: str) -> None:
+    """UserError for a task that traditional classifiers are not for."""
+    if name != "classify":
+        raise UserError(
+            f"experiment=traditional predicts one label an image (classify), not {name}; use "
+            "experiment=finetune"
+        )
+
+
+def _refuse_training(config: dict, why: str) -> None:
+    """UserError for a setting of a training where there is none."""
     transfer = config["transfer"]
     trains = {
         "transfer.phases": transfer["phases"],
@@ -84,13 +117,8 @@ def _check_extract(config: dict) -> None:
     for key, asked in trains.items():
         if asked:
             raise UserError(
-                f"{key} is for a training, and extract reads the network as it is: leave it out, "
-                "or use experiment=finetune"
+                f"{key} is for a training, and {why}: leave it out, or use experiment=finetune"
             )
-    if config["model"]["weights"] == "none":
-        raise UserError(
-            "experiment=extract reads the features of a pretrained network: name model.weights"
-        )
 
 
 def _check_groups(config: dict) -> None:

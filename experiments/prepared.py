@@ -4,7 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 
-from experiments import adaptation, domain_settings, source, study, trained
+from experiments import adaptation, auditing, domain_settings, source, study, trained
 from experiments.assembly import (
     Course,
     Sets,
@@ -178,6 +178,7 @@ def _make_training(
 def _environment(request: Request, sets: Sets, task: Task, card: dict, course: Course) -> dict:
     """The content of `environment.json`; `card` is that of the weights."""
     environment = study.describe(request, sets.dataset, task, card)
+    environment["audit"] = auditing.audit_card(request.config, request.console, sets.dataset)
     if sets.source:
         environment["source_sha256"] = sets.source.checksum()
     epochs = course.settings.epochs
@@ -250,6 +251,7 @@ def read_training_data(request: Request) -> Dataset:
             "the network has a decoder"
         )
     check_for_data(config, dataset)
+    auditing.check_audit(config, console, dataset)
     unused = unused_settings(config, dataset.spec.task)
     for line in (*unused, *domain_settings.unused_by_domain(config)):
         console.note(f"note: {line}")

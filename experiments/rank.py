@@ -70,8 +70,8 @@ class Candidate:
         return {**config, "model": {**config["model"], **own}}
 
 
-def parse_candidates(text: str) -> tuple[Candidate, ...]:
-    """The candidates of `rank.models`: `name=weights`, comma-separated.
+def parse_candidates(text: str, key: str = "rank.models") -> tuple[Candidate, ...]:
+    """The candidates of the setting `key`: `name=weights`, comma-separated.
 
     >>> parse_candidates("lenet5=https://a.org/b.pth#sha256=00")
     (Candidate(model='lenet5', weights='https://a.org/b.pth#sha256=00'),)
@@ -84,16 +84,14 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
         name, equals, weights = (piece.strip() for piece in part.partition("="))
         if not (name and equals and weights):
             raise UserError(
-                f"rank.models: {part.strip()!r} is not name=weights; separate them by commas, as "
+                f"{key}: {part.strip()!r} is not name=weights; separate them by commas, as "
                 "in resnet18=imagenet,resnet18=none"
             )
         if name not in list_models():
-            raise UserError(
-                f"rank.models: {name!r} is not a model; known: {', '.join(list_models())}"
-            )
+            raise UserError(f"{key}: {name!r} is not a model; known: {', '.join(list_models())}")
         candidate = Candidate(name, weights)
         if candidate in found:
-            raise UserError(f"rank.models names {name}={weights} twice; leave one out")
+            raise UserError(f"{key} names {name}={weights} twice; leave one out")
         found.append(candidate)
     return tuple(found)
 

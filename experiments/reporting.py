@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 
+from experiments.auditing import draw_copies
 from experiments.augmentation import augmentation_lines, draw_sheet
 from experiments.explaining import explain
 from experiments.robustness import measure_robustness, say_measured
@@ -96,6 +97,7 @@ def finish(
         lines = augmentation_lines(config) if train is not None else []
         if lines:
             drawn["augmentation"] = draw_sheet(config, train)
+        drawn |= draw_copies(environment.get("audit"), train, predictions)
         save_figures(drawn, folder / "figures")
         write_report(
             folder / "report.html",

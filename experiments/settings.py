@@ -30,6 +30,7 @@ _RANGES = {
     "data.folds": (0, 1000),
     "data.fold": (0, 999),
     "data.bit_depth": (8, 16),
+    "data.audit_limit": (0, 1),
     "data.phantom.train": (1, 100_000),
     "data.phantom.val": (1, 100_000),
     "data.phantom.test": (1, 100_000),
@@ -64,6 +65,7 @@ _RANGES = {
     "ladder.seeds": (1, 1000),
     "adapt.seeds": (1, 1000),
     "ablation.seeds": (1, 1000),
+    "paper.seeds": (1, 1000),
     "ensemble.members": (1, 1000),
     "find_lr.steps": (20, 10_000),
     "find_lr.least": (math.ulp(0.0), math.inf),
@@ -115,6 +117,12 @@ _OF_ONE_PROCESS = {
 _ADDED = (
     "model.contrast",
     "data.csv_where",
+    "data.audit",
+    "data.patient_pattern",
+    "data.window",
+    "data.plane",
+    "data.slices",
+    "data.dicom_patient",
     "optim.discriminator.",
     "augment.",
     "domain.",
@@ -124,6 +132,8 @@ _ADDED = (
     "train.program",
     "train.accumulate",
     "train.remat",
+    "traditional.",
+    "paper.",
     "eval.tta",
     "eval.corruptions",
 )
@@ -135,6 +145,7 @@ _CHOICES = {
     "task": ("", *TASKS),
     "model.compute": ("float32", "bfloat16"),
     "model.contrast": CONTRASTS,
+    "data.audit": ("on", "off"),
     "optim.name": ("adamw", "sgd", "rmsprop"),
     "train.class_weights": ("none", "balanced"),
     "train.sampling": ("uniform", "balanced"),
@@ -143,6 +154,8 @@ _CHOICES = {
     "train.program": (AUTO, FASTEST, ALONE, *PROGRAMS),
     "domain.bn": ("auto", "source", "own", "adabn"),
     "probe.kind": ("linear", "knn"),
+    "traditional.features": ("hog", "lbp", "pixels"),
+    "traditional.classifier": ("logistic", "svm", "forest"),
 }
 
 
@@ -259,8 +272,9 @@ def unused_settings(config: dict, task: str) -> list[str]:
 def unused_by_probe(config: dict) -> list[str]:
     """A note on each setting of a training by steps that was changed, and does nothing here."""
     flat, usual = flat_config(config), flat_config(default.get_config().to_dict())
+    kind = "a traditional classifier" if config["experiment"] == "traditional" else "a probe"
     return [
-        f"{key}={flat[key]} has no effect: a probe is not trained by steps"
+        f"{key}={flat[key]} has no effect: {kind} is not trained by steps"
         for key in _OF_STEPS
         if flat[key] != usual[key]
     ]

@@ -2,7 +2,8 @@
 
 From the least that is learned of the images to the most: nothing but the labels of neighbours, a
 linear classifier, a head, some stages, all stages; then all stages held back by L_pre. One that is
-held back may be written with another alpha than its usual one, as in `l2sp@0.1`.
+held back may be written with another alpha than its usual one, as in `l2sp@0.1`. Last the
+traditional ones, which have no network: `hog_svm` and so on.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from medtl_jax.errors import UserError
 from medtl_jax.runs import flat_config, nested_config
 
 # The experiments that train; others use what a run of these has made.
-_TRAINING = ("finetune", "extract", "find_lr")
+_TRAINING = ("finetune", "extract", "traditional", "find_lr")
 _ALPHA = "transfer.alpha"
 # Whatever the network: its pretrained parts, and those that belong to the task.
 _PRETRAINED = "(stem|stage|features).*"
@@ -38,6 +39,27 @@ def _kept(loss: str, alpha: float, **settings) -> dict[str, Any]:
     """All stages learn, held back by alpha times L_pre."""
     pretrain = {"transfer.pretrain_loss": loss, _ALPHA: alpha}
     return {**_FULL, **pretrain, **settings}
+
+
+_DESCRIPTORS = {
+    "hog": "histograms of oriented gradients",
+    "lbp": "local binary patterns",
+    "pixels": "raw pixels",
+}
+_CLASSIFIERS = {"logistic": "logistic regression", "svm": "an SVM", "forest": "a random forest"}
+
+
+def _traditional(features: str, classifier: str) -> Strategy:
+    """No network: a classifier of hand-made descriptors."""
+    return Strategy(
+        f"no network: {_CLASSIFIERS[classifier]} on {_DESCRIPTORS[features]}; not augmented",
+        {
+            "experiment": "traditional",
+            "model.weights": "none",
+            "traditional.features": features,
+            "traditional.classifier": classifier,
+        },
+    )
 
 
 STRATEGIES = {
@@ -114,6 +136,10 @@ STRATEGIES = {
         "all stages, the smallest singular values of the features pressed down (Chen et al. 2019)",
         _kept("bss", 0.001),
     ),
+} | {
+    f"{features}_{classifier}": _traditional(features, classifier)
+    for features in _DESCRIPTORS
+    for classifier in _CLASSIFIERS
 }
 
 
@@ -149,8 +175,9 @@ def expand(config: dict, given: Set[str] = frozenset()) -> dict:
     """`config` with the settings of its `transfer.strategy`, where it has one and is to train.
 
     Raises:
-      UserError: as `find_strategy`; the strategy trains, and the experiment is `extract`; a key of
-        `given`, those set on the command line, has another value than the strategy needs.
+      UserError: as `find_strategy`; the strategy trains, and the experiment is `extract`; it has a
+        network, and the experiment is `traditional`; a key of `given`, those set on the command
+        line, has another value than the strategy needs.
     """
     name = config["transfer"]["strategy"]
     if not name or config["experiment"] not in _TRAINING:
@@ -160,6 +187,11 @@ def expand(config: dict, given: Set[str] = frozenset()) -> dict:
         raise UserError(
             f"transfer.strategy={name} trains the network, and experiment=extract reads it as it "
             "is: use configs/finetune.py, or the strategy probe or knn"
+        )
+    if config["experiment"] == "traditional" and "traditional.features" not in settings:
+        raise UserError(
+            f"transfer.strategy={name} is for a network, and experiment=traditional has none: use "
+            "configs/finetune.py, or a strategy such as hog_svm"
         )
     for key, value in settings.items():
         if key in given and flat[key] != value:

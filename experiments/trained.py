@@ -44,6 +44,7 @@ _OF_THE_TEST = (
     "data.csv_label_column",
     "data.csv_patient_column",
     "data.dicom_patient",
+    "data.patient_pattern",
     "data.plane",
 )
 # What decides which images of a set are in train and which in val.
@@ -179,12 +180,12 @@ def _deciding(data: dict, splits: Collection[str]) -> tuple[str, ...]:
         return _OF_THE_SPLITS
     # Other sets than tables have a test split of their own.
     if data["name"] != "csv":
-        return ("data.dicom_patient",) if data["name"] == "folder" else ()
+        return ("data.dicom_patient", "data.patient_pattern") if data["name"] == "folder" else ()
     if not data["csv_split_column"]:
         return _OF_THE_TEST
     # Known patients stay known: the intervals resample them.
     patients = ("data.csv_patient_column",) if data["csv_patient_column"] else ()
-    return ("data.csv_split_column", "data.dicom_patient", *patients)
+    return ("data.csv_split_column", "data.dicom_patient", "data.patient_pattern", *patients)
 
 
 def _run_config(folder: pathlib.Path) -> dict:
@@ -283,6 +284,11 @@ def open_run(folder: pathlib.Path, *, of_source: bool = False) -> TrainedModel:
         raise UserError(
             f"{folder}: a k-NN run has no network to evaluate or to predict with; name a run with "
             "probe.kind=linear, or one that was trained"
+        )
+    if config["experiment"] == "traditional":
+        raise UserError(
+            f"{folder}: a traditional run keeps no model to evaluate or to predict with; name a "
+            "run that trained a network"
         )
     card = read_card(folder)
     if not study.fits_task(config, card.task.name):

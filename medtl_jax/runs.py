@@ -39,6 +39,7 @@ _PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "scikit-image",
     "pillow",
 )
 # What a run was begun with and may not change under it: key of environment.json -> its name.

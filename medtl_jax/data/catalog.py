@@ -1,6 +1,7 @@
 """What a data set is: its specification, its splits, and the sets known by name."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,11 @@ class Dataset:
 
         The masks of a second observer count as well.
         """
+        return self._checksum
+
+    @functools.cached_property
+    def _checksum(self) -> str:
+        # Once: of a streamed set every file is decoded for it.
         digest = hashlib.sha256()
         digest.update(json.dumps([self.spec.task, self.spec.classes]).encode())
         for name in sorted(self.splits):

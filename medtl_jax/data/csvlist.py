@@ -294,6 +294,17 @@ def _relative_path(cell: str, place: str) -> str:
     return posix.as_posix()
 
 
+class SharedPatientsError(UserError):
+    """Patients of the set `path` are in more than one split; `patients` names them all."""
+
+    def __init__(self, path: Path, patients: Sequence[str]):
+        super().__init__(
+            f"{path}: {len(patients)} patients are in more than one split (first: "
+            f"{', '.join(patients[:3])}); put all images of a patient into one split"
+        )
+        self.patients = tuple(patients)
+
+
 def check_rows(entries: list[Entry], path: Path) -> None:
     """Raises UserError where an id occurs twice or a patient is in two splits."""
     for name, count in Counter(entry.id for entry in entries).most_common(1):
@@ -305,7 +316,4 @@ def check_rows(entries: list[Entry], path: Path) -> None:
             homes.setdefault(entry.patient, set()).add(entry.split)
     leaks = sorted(patient for patient, found in homes.items() if len(found) > 1)
     if leaks:
-        raise UserError(
-            f"{path}: {len(leaks)} patients are in more than one split (first: "
-            f"{', '.join(leaks[:3])}); put all images of a patient into one split"
-        )
+        raise SharedPatientsError(path, leaks)

@@ -12,7 +12,7 @@ from medtl_jax.data.carve import HeldOut, draw_test
 from medtl_jax.data.catalog import Array, Dataset, DataSpec, Split, absent_classes
 from medtl_jax.data.csvlist import check_rows, choose_splits, columns_of, list_csv
 from medtl_jax.data.images import Progress, one_line
-from medtl_jax.data.listing import Entry, expand, list_folder
+from medtl_jax.data.listing import Entry, expand, list_folder, name_patients
 from medtl_jax.data.masks import resize_note, upright_sizes
 from medtl_jax.data.medical import Reading, check_channels
 from medtl_jax.data.planes import ImageSource
@@ -45,6 +45,7 @@ class Wanted:
       plan: what to make of the training images.
       bit_depth: bits in use in 16-bit files.
       reading: how DICOM and NIfTI files are read.
+      patients: finds the patient in the name of a file, None where names do not say them.
       grey: whether colour images become grey.
       limit_bytes: most bytes of decoded images to hold in memory, and as many of masks.
       progress: called as `progress(done, total, text)`.
@@ -58,6 +59,7 @@ class Wanted:
     plan: TrainPlan
     bit_depth: int
     reading: Reading
+    patients: re.Pattern[str] | None
     grey: bool
     limit_bytes: float
     progress: Progress | None
@@ -97,7 +99,9 @@ def _expand(
     where it may not be.
     """
     check_channels(wanted.reading, wanted.grey)
-    entries, notes = expand(entries, wanted.reading, wanted.progress)
+    entries, notes = expand(
+        name_patients(entries, wanted.patients, source), wanted.reading, wanted.progress
+    )
     check_rows(entries, source)
     return entries, notes
 

@@ -1,8 +1,10 @@
 """Which file of a tree of class folders belongs to which split and class."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from medtl_jax.data.catalog import SPLITS
 from medtl_jax.data.images import Progress
@@ -94,6 +96,49 @@ def list_folder(
     ]
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path.name, entry.cells))
     return entries, whole_train(splits, present)
+
+
+def patient_pattern(config: Mapping[str, Any]) -> re.Pattern[str] | None:
+    """Returns the key patient_pattern of `config`, the section `data`; None where it is empty.
+
+    UserError for no regular expression, or where no names of files are read or a csv has patients.
+    """
+    text = str(config.get("patient_pattern") or "")
+    if not text:
+        return None
+    if config.get("name") not in ("folder", "csv") or config.get("csv_patient_column"):
+        raise UserError(
+            f"data.patient_pattern={text!r} is for data.name=folder, or csv without "
+            "data.csv_patient_column: leave it empty"
+        )
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(
+            f"data.patient_pattern={text!r} is no regular expression: {error}"
+        ) from None
+
+
+def name_patients(
+    entries: Sequence[Entry], pattern: re.Pattern[str] | None, source: Path
+) -> list[Entry]:
+    """Returns the entries with the patients that `pattern` finds in the names of their files.
+
+    UserError for a name without a patient.
+    """
+    if pattern is None:
+        return list(entries)
+    named = []
+    for entry in entries:
+        found = pattern.search(PurePosixPath(entry.id).name)
+        patient = found and (found[1] if pattern.groups else found[0])
+        if not patient:
+            raise UserError(
+                f"{source}: data.patient_pattern={pattern.pattern!r} finds no patient in the name "
+                f"of {entry.id}: make it fit every file"
+            )
+        named.append(dataclasses.replace(entry, patient=patient))
+    return named
 
 
 def expand(

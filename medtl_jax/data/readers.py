@@ -10,6 +10,7 @@ from medtl_jax.data.catalog import SPLITS, TASKS, Dataset, check_equal_classes
 from medtl_jax.data.csvlist import split_names
 from medtl_jax.data.images import Progress, to_grey
 from medtl_jax.data.listed import Wanted, load_csv, load_folder
+from medtl_jax.data.listing import patient_pattern
 from medtl_jax.data.medical import reading_of
 from medtl_jax.data.medmnist import load_medmnist, local_file, names_by_file_name
 from medtl_jax.data.npz import load_npz
@@ -66,7 +67,7 @@ def load_dataset(
       config: keys name, dir, classes (""), per_class (0: all), train_fraction (1.0), seed_draw
         (0), val_fraction (0.15), test_fraction (0.2), folds (0), fold (0), seed_split (0),
         bit_depth (16), window (""), plane ("axial"), slices (1), dicom_patient ("PatientID"),
-        cache_gb (4.0), csv_*, phantom (train, val, test, domain).
+        patient_pattern (""), cache_gb (4.0), csv_*, phantom (train, val, test, domain).
       image_size: s, height and width of the images in pixels.
       progress: called as `progress(done, total, text)`.
       task: one of `catalog.TASKS`; "" as the data say.
@@ -94,6 +95,7 @@ def load_dataset(
         plan=_train_plan(config, training=model is None),
         bit_depth=_integer("data.bit_depth", config.get("bit_depth", 16), 8, 16),
         reading=reading_of(config),
+        patients=patient_pattern(config),
         grey=grey,
         limit_bytes=_GIB * _number("data.cache_gb", config.get("cache_gb", 4.0)),
         progress=progress,

@@ -16,8 +16,9 @@ removes what two strategies share: the test images, the drawn training images.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -93,7 +94,11 @@ class Judged:
 
 
 def sample_runs(
-    runs: Iterable[Predicted], *, resamples: int = 2000, seed: int = 0
+    runs: Iterable[Predicted],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    scored: Callable[[Cases, np.ndarray], Mapping[str, np.ndarray]] | None = None,
 ) -> Iterator[Sampled]:
     """Yields a `Sampled` of each run, all of them on the same draws of the same images.
 
@@ -101,6 +106,8 @@ def sample_runs(
       runs: may be read as they are asked for: the first one and another are held at a time.
       resamples: draws of the bootstrap.
       seed: of the draws.
+      scored: `fn(cases, counts)`: the metrics to sample in the place of the primary ones, `[r]`
+        each, of r weighted samples `[n, r]`.
 
     Raises:
       UserError: the runs differ in task, classes, images, targets or patients.
@@ -111,17 +118,20 @@ def sample_runs(
         first, run = align([first or run, run])
         cases = prepare(run.task, run.target, run.score, run.classes, surfaces=False)
         own = np.ones((len(cases), 1))
-        names = names or _primary(run, cases, own)
+        if scored is None:
+            names = names or _primary(run, cases, own)
+            score = functools.partial(_scores, run.task, cases, names=names)
+        else:
+            score = functools.partial(scored, cases)
         unit = units_of(run)
         units = int(unit.max()) + 1
         drawn = [
-            _scores(run.task, cases, counts[unit], names)
-            for counts in bootstrap_counts(units, len(cases), resamples, seed)
+            score(counts[unit]) for counts in bootstrap_counts(units, len(cases), resamples, seed)
         ]
-        values = _scores(run.task, cases, own, names)
+        values = score(own)
         yield Sampled(
-            {name: float(values[name][0]) for name in names},
-            {name: np.concatenate([part[name] for part in drawn]) for name in names},
+            {name: float(values[name][0]) for name in values},
+            {name: np.concatenate([part[name] for part in drawn]) for name in values},
             units,
         )
 

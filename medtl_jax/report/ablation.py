@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Unpack
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from medtl_jax.metrics.seeds import CANNOT_TELL
 from medtl_jax.report.ladder import Rung, cost_cells
 from medtl_jax.report.markup import bullets, pictures, section, side_by_side, subsection, table
 from medtl_jax.report.study_page import (
@@ -31,6 +33,8 @@ from medtl_jax.report.style import BLUE, GREY, new_figure, short_labels, styled,
 from medtl_jax.report.tables import label_of
 
 _ROW = 0.27
+# Of more rows than these, those of which nothing can be told are counted.
+_MOST_NAMED = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +95,12 @@ def conclusions(found: Ablation) -> list[str]:
     lines = [f"validation {found.select} {size}"]
     others = [row for row in found.rows if row.against]
     for metric in found.metrics:
-        told = [f"{row.strategy} {row.against[metric].verdict}" for row in others]
+        verdicts = {row.strategy: row.against[metric].verdict for row in others}
+        if len(others) > _MOST_NAMED:
+            verdicts = {name: said for name, said in verdicts.items() if said != CANNOT_TELL}
+        told = [f"{name} {said}" for name, said in verdicts.items()]
+        if rest := len(others) - len(told):
+            told.append(f"{CANNOT_TELL} of {rest} {'others' if told else 'rows'}")
         lines.append(f"{label_of(metric)}, against {found.reference}: {'; '.join(told)}")
     return lines
 
@@ -167,7 +176,7 @@ def rows_figure(found: Ablation, metric: str) -> Figure:
         max(len(found.rows), 3) * _ROW + 0.8,
         f"{label_of(metric)} on the test split: mean over {found.seeds} "
         f"seed{'s' * (found.seeds > 1)} with its 95 % interval; small circles are the seeds. "
-        f"Dashed line: the reference, {found.reference}.",
+        f"Dashed line: the reference, {found.reference}. Rows: {' / '.join(_axes_of(found))}.",
     )
     axes = figure.add_subplot()
     for number, row in enumerate(found.rows):
@@ -181,12 +190,26 @@ def rows_figure(found: Ablation, metric: str) -> Figure:
         across = axes.get_yaxis_transform()
         words = with_interval(entry_of(value))
         axes.text(1.02, number, words, transform=across, va="center", size=8)
-    labels = short_labels([row.strategy for row in found.rows], 34)
+    labels = _row_labels(found)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(False, axis="y")
+    # Long names leave the axis little room.
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=2))
     axes.set_xlabel(label_of(metric))
     return figure
+
+
+def _axes_of(found: Ablation) -> list[str]:
+    return list(found.labels[found.reference])
+
+
+def _row_labels(found: Ablation) -> list[str]:
+    """The settings of each row, without the names of the axes that all rows have."""
+    names = _axes_of(found)
+    return short_labels(
+        [" / ".join(found.labels[row.strategy][name] for name in names) for row in found.rows], 34
+    )
 
 
 def write_ablation(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from medtl_jax.files import write_file
+from medtl_jax.report.audit import audit_part
 from medtl_jax.report.drift import drift_part
 from medtl_jax.report.markup import (
     anything,
@@ -33,7 +34,7 @@ _FIGURES = {
     "Examples and worst errors": ("examples", "errors"),
     "What the network looked at": ("gradcam",),
 }
-_ELSEWHERE = ("metrics", "curves", "reliability", "drift", "augmentation", "corruptions")
+_ELSEWHERE = ("audit", "metrics", "curves", "reliability", "drift", "augmentation", "corruptions")
 
 
 def write_report(
@@ -64,7 +65,7 @@ def write_report(
       environment: versions and devices, shown as they are; of these `commit`, `weights`
         (`{"name", "sha256", "report"}`), `data_sha256` and `target` (`{"name", "source", "images":
         {split: n}, "labelled": (split, ...), "notes", "sha256"}`, the unlabelled set that was
-        adapted to) have a place of their own.
+        adapted to) and `audit` (of `data.audit.audit_dataset`, or "off") have a place of their own.
       data: `{"name", "task", "classes", "counts": {split: {row: number or short text}},
         "images": {split: n}, "patients": {split: n} or None, "image_size", "channels",
         "licence", "source", "notes", "sha256"}`; `report.datacard` makes counts and images.
@@ -94,6 +95,7 @@ def write_report(
         headline(data["task"], metrics, notes),
         section("How to reproduce", _reproduce(command, config, environment, data)),
         section("Data", _data_card(data) + _target_card(environment.get("target"))),
+        *_audit(environment.get("audit"), drawn.get("audit", "")),
         *_augmentation(augmentation, drawn.get("augmentation", "")),
         section("Training", _training(history, drawn.get("curves", ""))),
         section("Metrics", drawn.get("metrics", "") + metrics_part(data["task"], metrics)),
@@ -170,6 +172,11 @@ def _target_card(target: dict | None) -> str:
     return facts(known) + bullets(target["notes"])
 
 
+def _audit(audit: dict | str | None, picture: str) -> list[str]:
+    """The section on the audit of the data, where the run trained on them."""
+    return [section("Data audit", audit_part(audit) + picture)] if audit else []
+
+
 def _augmentation(lines: Sequence[str], picture: str) -> list[str]:
     """The section on augmentation, where there was any."""
     return [section("Augmentation", bullets(lines) + picture)] if lines else []
@@ -193,7 +200,7 @@ def _weights(weights: dict | None) -> str:
 
 
 def _environment(environment: dict) -> str:
-    placed = ("weights", "target")
+    placed = ("weights", "target", "audit")
     return facts({key: value for key, value in environment.items() if key not in placed})
 
 

@@ -93,7 +93,7 @@ def make_request(folder: pathlib.Path, data: pathlib.Path, weights, **settings):
     caches lies beside `data`.
     """
     from configs import default
-    from experiments import extract, finetune, strategies
+    from experiments import extract, finetune, strategies, traditional
     from experiments.settings import check_ranges
     from experiments.study import Request
 
@@ -107,17 +107,19 @@ def make_request(folder: pathlib.Path, data: pathlib.Path, weights, **settings):
     assert keys.keys() <= flat.keys(), keys.keys() - flat.keys()
     config = strategies.expand(runs.nested_config(usual, {**flat, **keys}), given.keys())
     check_ranges(config)
-    experiment = {"finetune": finetune, "extract": extract}[config["experiment"]]
+    modules = {"finetune": finetune, "extract": extract, "traditional": traditional}
+    experiment = modules[config["experiment"]]
     config = experiment.resolve(config, given.keys())
     return Request(config, folder, "python launch.py", Notes(), brief=True)
 
 
 def run(folder: pathlib.Path, data: pathlib.Path, weights, **settings) -> pathlib.Path:
     """The folder of a finished run of these settings."""
-    from experiments import extract, finetune
+    from experiments import extract, finetune, traditional
 
     request = make_request(folder, data, weights, **settings)
-    {"finetune": finetune, "extract": extract}[request.config["experiment"]].run(request)
+    modules = {"finetune": finetune, "extract": extract, "traditional": traditional}
+    modules[request.config["experiment"]].run(request)
     return folder
 
 

@@ -102,7 +102,7 @@ def test_rows_of_the_same_members_are_refused_and_of_other_members_are_not(membe
         (
             {"e": ENSEMBLE, "transfer.strategy": ["full", "probe"]},
             {"model__weights": "imagenet"},
-            "e=three, strategy=probe, seed 0: ensemble.members=3: a probe or k-NN has nothing that",
+            "e=three, strategy=probe, seed 0: ensemble.members=3: a probe, k-NN or traditional",
         ),
         (AXES, {"seed": 2**32 - 2000}, "ensemble=three, seed 4294967296: seed=4294967296 must be"),
     ],

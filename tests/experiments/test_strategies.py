@@ -30,7 +30,11 @@ def settings(name, model, **more):
 def strategies():
     from experiments.strategies import STRATEGIES
 
-    return STRATEGIES
+    return {
+        name: strategy
+        for name, strategy in STRATEGIES.items()
+        if strategy.settings.get("experiment") != "traditional"
+    }
 
 
 def new_parts(config):

@@ -44,7 +44,7 @@ from medtl_jax.weights.sources import find_weights
         (["train.epochs=3"], ["unexpected argument 'train.epochs=3'", "--config.key=value"]),
         (["--", "x"], ["unexpected argument 'x'"]),
         (["--flagfile=gone"], ["gone", "No such file"]),
-        (set_keys(experiment="finetun"), ["'finetun'", "finetune, extract, ladder, adapt, ablat"]),
+        (set_keys(experiment="finetun"), ["'finetun'", "finetune, extract, traditional, ladder"]),
         (set_keys(seed=-1), ["seed=-1 must be at least 0"]),
         (set_keys(data__batch_size=0), ["data.batch_size=0 must be at least 1 and at most 65536"]),
         (set_keys(eval__batch_size=-8), ["eval.batch_size=-8 must be at least 1"]),
