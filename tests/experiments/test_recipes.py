@@ -141,8 +141,8 @@ def test_a_stand_in_that_is_not_there_is_one_line(launch, tmp_path, capfd, name)
 
 
 def test_a_recipe_without_data_says_what_is_missing(launch, tmp_path, capfd):
-    study = [f"--config={FOLDER / 'prostate_vgg.py'}", f"--workdir={tmp_path / 'run'}"]
-    assert launch.run_command(["launch.py", *study, "--config.model.weights=none"]) == 2
+    study = [f"--config={FOLDER / 'efficient.py'}", f"--workdir={tmp_path / 'run'}"]
+    assert launch.run_command(["launch.py", *study]) == 2
     assert "data.dir is empty" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
