@@ -323,7 +323,7 @@ def test_what_each_run_is(launch, trained, no_figures, tmp_path, capsys):
     assert (source["domain"]["method"], source["domain"]["bn"]) == ("none", "source")
     assert (dann["domain"]["method"], dann["domain"]["bn"]) == ("dann", "own")
     assert (dann["domain"]["strength"], dann["seed"]) == (0.3, 1)
-    assert bound["domain"]["target"] == {"name": "", "dir": ""}
+    assert bound["domain"]["target"] == {"name": "", "dir": "", "csv_where": ""}
     assert bound["data"]["dir"] == str(tmp_path / "other.npz")
     # Its images are the target's, though the source has images of the same ids.
     direct = load_dataset(bound["data"], 28).checksum()

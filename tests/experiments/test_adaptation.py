@@ -178,9 +178,13 @@ def test_four_devices_give_the_run_of_one(whole, five, target, tmp_path):
     folder = adapted(tmp_path / "run", five, target, **FULL, train__devices=4)
     for one, four in zip(history(whole), history(folder), strict=True):
         for key in ("train_loss", "loss_domain", "val_loss", "target_infomax"):
-            assert four[key] == pytest.approx(one[key], rel=2e-3), key
+            # Mutual information is a small difference of two entropies, of about 1.6 nats each.
+            assert four[key] == pytest.approx(one[key], rel=2e-3, abs=1e-6), key
     for name, array in tensors(whole).items():
-        np.testing.assert_allclose(tensors(folder)[name], array, rtol=2e-2, atol=2e-3)
+        # A bias before a norm has no gradient but rounding, which AdamW makes steps of; the norm's
+        # mean follows it, and takes its effect away.
+        loose = name.endswith(("/conv/bias", "/norm/mean"))
+        np.testing.assert_allclose(tensors(folder)[name], array, atol=5e-3 if loose else 1e-5)
 
 
 # ---- what is left of a run ---------------------------------------------------------------------

@@ -18,6 +18,8 @@ from medtl_jax.errors import UserError
 from medtl_jax.models.registry import create_model, variable_shapes
 from medtl_jax.training.checkpoint import Checkpoints
 
+RANKS = ("auc", "pr_auc")
+
 
 @pytest.fixture(scope="module")
 def begin(compilation_cache):
@@ -50,11 +52,17 @@ def metrics(folder):
 
 
 def assert_same(folder, wanted):
+    """The scores are alike to rounding, and so are the metrics."""
+    with np.load(folder / "predictions.npz") as two, np.load(wanted / "predictions.npz") as one:
+        for name in ("val_score", "test_score"):
+            np.testing.assert_allclose(two[name], one[name], atol=1e-4)
     found, others = metrics(folder), metrics(wanted)
     assert found.keys() == others.keys()
     for name, value in found.items():
         assert (value is None) == (others[name] is None), name
-        assert value is None or value == pytest.approx(others[name], abs=2e-4), name
+        # Two images whose scores are as close as rounding change places: one of 90 pairs.
+        apart = 0.012 if name.split("/")[1] in RANKS else 2e-4
+        assert value is None or value == pytest.approx(others[name], abs=apart), name
 
 
 @pytest.mark.slow
@@ -65,7 +73,6 @@ def test_two_processes_are_one_run(whole):
         for split, count in (("val", 22), ("test", 21)):
             assert len(set(two[f"{split}_id"].tolist())) == len(two[f"{split}_id"]) == count
             assert two[f"{split}_id"].tolist() == one[f"{split}_id"].tolist()
-            np.testing.assert_allclose(two[f"{split}_score"], one[f"{split}_score"], atol=1e-4)
     environment = json.loads((whole[2] / "environment.json").read_text())
     assert environment["processes"] == 2 and len(environment["devices"]) == 4
 

@@ -60,6 +60,8 @@ def scans(tmp_path_factory) -> pathlib.Path:
 def run(launch, no_pictures, scans, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("run") / "run"
     settings = {"data__name": "folder", "data__dir": scans, "data__window": "500,1200"}
+    # All images of a class are one image.
+    settings["data__audit"] = "off"
     assert launch.run_command(command(folder, **settings)) == 0
     return folder
 

@@ -54,7 +54,7 @@ TINY = {
     "train.devices": 1,
     "eval.resamples": 20,
 }
-RUN = {"prostate_vgg": "auc", "retinopathy_augmentation": "auc", "cardiac_elastic": "dice"}
+RUN = {"lung_contrast": "auc", "retinopathy_augmentation": "auc", "cardiac_elastic": "dice"}
 
 
 @pytest.fixture(scope="module")
